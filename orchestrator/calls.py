@@ -1,0 +1,135 @@
+"""One call: what is asked, who may answer it, and the future that stands for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.errors import DeadlineExceeded, OrchestratorError
+
+__all__ = ["Call", "CallFuture", "Link", "Mover", "Schedulable"]
+
+DRAIN_PAUSE = 0.02  # seconds between two looks whether a replica that is to move has finished its other calls
+
+
+class Link(Protocol):
+    """What the scheduler needs of a `WorkerLink`."""
+
+    def overrun(self) -> float:
+        """Seconds that a cancelled call has gone on; 0 when there is none."""
+
+    def call(
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        timeout: float | None,
+        notes: list[str] | None,
+    ) -> Any: ...
+    def submit(
+        self,
+        method: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        timeout: float | None,
+        notes: list[str] | None,
+    ) -> Future[Any]: ...
+    def stream(
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], *, timeout: float | None
+    ) -> Iterator[Any]: ...
+
+
+class Schedulable(Protocol):
+    """What the scheduler needs of a replica."""
+
+    in_flight: int
+
+    @property
+    def link(self) -> Link | None:
+        """The link while the replica is ready, else None."""
+
+    def wake(self) -> None:
+        """Starts the replica in the background if it is cold."""
+
+    def refusal(self) -> OrchestratorError | None:
+        """Why this replica will never be ready, or None while it is or may become so."""
+
+    def move(self) -> bool:
+        """Starts the replica, which has no calls, anew on other accelerators; False where it must stay."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One method call. `deadline` is on the monotonic clock; `retries` only for calls declared idempotent.
+
+    `notes` gets, in words and in order, what was done because memory ran out; `avoid` is where it ran out for good.
+    """
+
+    method: str
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    deadline: float | None = None
+    retries: int = 0
+    notes: list[str] = field(default_factory=list)
+    avoid: Schedulable | None = None
+
+    def remaining(self) -> float | None:
+        """Seconds left, or None without a deadline; raises `DeadlineExceeded` when there are none."""
+        if self.deadline is None:
+            return None
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"call of {self.method!r}: the deadline passed before it could run")
+        return left
+
+
+class CallFuture(Future[Any]):
+    """A future whose `cancel()` reaches a call that is already running in a worker."""
+
+    def __init__(self, notes: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.undo: Callable[[], object] | None = None
+        self._notes = notes
+
+    @property
+    def recovered(self) -> tuple[str, ...]:
+        """What was done, in words and in order, because memory ran out on the way to the result; empty if it did not."""
+        return tuple(self._notes)
+
+    def cancel(self) -> bool:
+        """Cancels the call wherever it is: queued or running."""
+        cancelled = super().cancel()
+        undo = self.undo
+        if cancelled and undo is not None:
+            undo()
+        return cancelled
+
+
+class Mover:
+    """Moves a replica to another device: it gets no new calls, finishes those it has, and starts there anew."""
+
+    def __init__(self, pump: Callable[[], None]) -> None:
+        self.leaving: set[Schedulable] = set()
+        self._pump = pump
+        self._lock = threading.Lock()
+
+    def move(self, call: Call, replica: Schedulable, link: Link | None) -> bool:
+        """Whether the replica that had this link is on another device now; several calls may ask at once."""
+        with self._lock:
+            if replica.link is not link:
+                return replica.link is not None  # another call has moved it already
+            self.leaving.add(replica)
+            try:
+                while replica.in_flight:
+                    call.remaining()
+                    time.sleep(DRAIN_PAUSE)
+                return replica.move()
+            finally:
+                self.leaving.discard(replica)
+                self._pump()

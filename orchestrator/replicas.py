@@ -1,0 +1,404 @@
+"""A replica: one worker process of a model, over all its lives: it starts, dies and comes back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.devices import CPU
+from orchestrator.errors import (
+    ConfigError,
+    LoadError,
+    OrchestratorError,
+    PlacementError,
+    Quarantined,
+    WorkerDied,
+    WorkerError,
+)
+from orchestrator.events import Event, Listener, ignore
+from orchestrator.links import LoadReport, WorkerLink
+from orchestrator.placement import Placement, Reservation, measured_memory
+from orchestrator.processes import WorkerProcess
+from orchestrator.settings import Settings
+from orchestrator.specification import Room, Specification
+
+__all__ = ["Replica", "ReplicaState"]
+
+log = logging.getLogger(__name__)
+
+DEATHS_ALLOWED = 5
+DEATHS_WINDOW = 300.0  # seconds
+FIRST_BACKOFF = 0.25  # seconds, doubled for each death in the window
+LONGEST_BACKOFF = 30.0
+INTERRUPT_AFTER = 1.0  # seconds that a cancelled call has to end by itself
+LAST_GRACE = 2.0  # seconds at most between SIGTERM and SIGKILL, after it was asked in vain
+INTERRUPT_EVERY = 0.5  # seconds; one that comes between two steps of ours is lost
+
+
+class ReplicaState(StrEnum):
+    """Where a replica is in its life."""
+
+    COLD = "cold"  # nothing runs; the next call starts it
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"  # it takes no new calls; those that it has may finish
+    BACKOFF = "backoff"  # it died; it is started again after a pause
+    QUARANTINED = "quarantined"  # it died or failed too often; only a request starts it again
+    CLOSED = "closed"
+
+
+TRANSITIONS: Mapping[ReplicaState, frozenset[ReplicaState]] = {
+    state: frozenset(ReplicaState[name] for name in following.split())
+    for state, following in {
+        ReplicaState.COLD: "STARTING CLOSED",
+        ReplicaState.STARTING: "READY COLD BACKOFF QUARANTINED CLOSED",
+        ReplicaState.READY: "DRAINING BACKOFF QUARANTINED",
+        ReplicaState.DRAINING: "COLD CLOSED",
+        ReplicaState.BACKOFF: "STARTING QUARANTINED CLOSED",
+        ReplicaState.QUARANTINED: "STARTING CLOSED",
+        ReplicaState.CLOSED: "",
+    }.items()
+}
+"""Every change of a replica's health; each is one log record, one line in the worker's log and one event."""
+
+
+class Replica:
+    """One worker process of a deployment, over all its lives."""
+
+    def __init__(
+        self,
+        specification: Specification,
+        index: int,
+        settings: Settings,
+        room: Room,
+        changed: Callable[[Replica], None],
+        listener: Listener = ignore,
+    ) -> None:
+        self.specification = specification
+        self.index = index
+        self.settings = settings
+        self.room = room
+        self.changed = changed
+        self.listener = listener
+        self.name = specification.name if specification.replicas == 1 else f"{specification.name}.{index}"
+        self.state = ReplicaState.COLD
+        self.process: WorkerProcess | None = None
+        self.ready_link: WorkerLink | None = None
+        self.placement: Placement | None = None
+        self.report: LoadReport | None = None
+        self.in_flight = 0
+        self.restarts = 0
+        self.last_error: OrchestratorError | None = None
+        self.log: Path | None = None
+        """The log file of the present life, or of the last one."""
+        self.no_room: PlacementError | None = None
+        """Why the last start that nobody waited for found no place."""
+        self._deaths: deque[float] = deque()
+        self._reservation: Reservation | None = None
+        self._moved: tuple[Placement, Reservation] | None = None
+        """Where the next life begins, if that is settled already."""
+        self._link: WorkerLink | None = None  # from hello to the end; `ready_link` is what gets calls
+        self._lock = threading.RLock()
+        self._starting = threading.Lock()
+        self._stopping = threading.Lock()
+        self._closed = threading.Event()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it holds a place: a worker runs or is being started."""
+        return self._reservation is not None
+
+    @property
+    def link(self) -> WorkerLink | None:
+        """The link while the replica is ready, else None; a link that has just died is none, before we are told."""
+        link = self.ready_link
+        return link if link is not None and link.alive else None
+
+    def refusal(self) -> OrchestratorError | None:
+        """Why this replica is never ready again by itself, or None."""
+        if self._closed.is_set():
+            return self._unloaded()
+        if self.state is ReplicaState.QUARANTINED:
+            return Quarantined(
+                f"{self.name} is quarantined: {self.last_error}",
+                hint="mend the cause, then load the model again",
+            )
+        return None
+
+    def _unloaded(self) -> WorkerError:
+        return WorkerError(f"{self.specification.name} was unloaded", hint="load the model again")
+
+    def wake(self) -> None:
+        """Starts a cold replica in the background."""
+        with self._lock:
+            if self.state is not ReplicaState.COLD or self._starting.locked():
+                return
+        threading.Thread(target=self._start_quietly, name=f"start {self.name}", daemon=True).start()
+
+    def start(self, listener: Listener) -> None:
+        """Places, spawns and loads; returns when the replica is ready. Does nothing when it is.
+
+        Raises:
+            PlacementError, WorkerStartError, WorkerDied, LoadError: as the step that failed.
+        """
+        with self._starting:
+            if self.state in (ReplicaState.READY, ReplicaState.CLOSED):
+                return
+            try:
+                self._live(listener)
+            except BaseException:
+                with self._lock:
+                    if self.state is ReplicaState.STARTING:
+                        self._become(ReplicaState.COLD)
+                raise
+
+    def refuse(self) -> None:
+        """Takes no more calls, for good; those that the worker has may finish. `stop` ends it."""
+        self._closed.set()
+        with self._lock:
+            self.ready_link = None
+            link = self._link if self.state is ReplicaState.READY else None
+        if link is not None:
+            link.bye()
+
+    def stop(self, grace: float, state: ReplicaState = ReplicaState.CLOSED) -> None:
+        """Ends the worker: what it has to do may finish in `grace` seconds; then SIGTERM, then SIGKILL.
+
+        `COLD` lets a later call start it again.
+        """
+        if state is ReplicaState.CLOSED:
+            self._closed.set()
+        with self._stopping:
+            with self._lock:
+                if self.state in (state, ReplicaState.CLOSED):
+                    return
+                drains = self.state is ReplicaState.READY
+                if drains:
+                    self._become(ReplicaState.DRAINING)
+            self._take_down(grace, drains=drains)
+            with self._lock:
+                if self.state is not state:
+                    self._become(state)
+
+    def move(self) -> bool:
+        """Starts the worker, which has no calls, anew on other accelerators; False where it must stay.
+
+        Raises:
+            PlacementError, WorkerStartError, WorkerDied, LoadError: it has left, and did not arrive.
+        """
+        before = self.placement
+        if before is None or before.device == CPU:
+            return False
+        try:
+            self._moved = self.room.reserve(self.specification, self.index, away=before.devices)
+        except PlacementError:
+            return False
+        if self._moved[0].device == CPU:  # a hundred times slower is not what was asked for
+            self._moved[1].close()
+            self._moved = None
+            return False
+        self.stop(self.settings.stop_grace, ReplicaState.COLD)
+        self.start(self.listener)
+        return True
+
+    def check_health(self) -> None:
+        """Ends what hangs: a cancelled call that goes on is interrupted, then its worker replaced; so is a silent one."""
+        link, process = self._link, self.process
+        if link is None or process is None or self.state not in (ReplicaState.STARTING, ReplicaState.READY):
+            return
+        silence, overrun = link.silence(), link.overrun()
+        if silence > self.settings.heartbeat_timeout:
+            # An import may hold the interpreter's lock for minutes; what is stopped will not end it.
+            if self.state is ReplicaState.STARTING and not process.stopped:
+                return
+            log.warning("%s gave no sign of life for %.0f s; it is killed", self.name, silence)
+            process.kill()
+        elif overrun > INTERRUPT_AFTER + self.settings.stop_grace:
+            log.warning("%s goes on with a cancelled call; it is replaced", self.name)
+            link.replaced = True
+            process.kill()
+        elif overrun > INTERRUPT_AFTER:
+            link.recall()
+            process.interrupt()
+
+    def memory(self) -> int | None:
+        """Resident bytes of the worker and its children, or None when it is not running."""
+        process = self.process
+        if process is None or not process.alive:
+            return None
+        try:
+            root = psutil.Process(process.pid)
+            return int(sum(part.memory_info().rss for part in (root, *root.children(recursive=True))))
+        except psutil.Error:
+            return None
+
+    # -- one life ---------------------------------------------------------------------------------------
+
+    def _bring_up(self, listener: Listener) -> None:
+        what = self.specification
+        listener(Event("worker", self.name, "finding a place"))
+        moved, self._moved = self._moved, None
+        placement, reservation = moved or self.room.reserve(what, self.index)
+        self.placement, self._reservation = placement, reservation
+        listener(Event("worker", self.name, f"starting on {placement.device}"))
+        self.process = process = WorkerProcess.spawn(
+            what.environment,
+            worker_file=what.family.worker_file,
+            worker_class=what.family.worker_class,
+            name=self.name,
+            settings=self.settings,
+            variables=what.family.environment,
+            placement=placement,
+            sandbox=what.family.sandbox,
+            readable=what.files,
+        )
+        self.log = process.log_path
+        if self._closed.is_set():  # `stop` may have looked before there was a process
+            raise self._unloaded()
+        link = WorkerLink(process)
+        if self.listener is not ignore:
+            link.watch(self.listener, self.name)
+        link.hello(self.settings.start_timeout)
+        self._link = link
+        process.note(
+            f"pid {process.pid} on {placement.device}, environment {what.environment.id} ({what.family.label})"
+        )
+        listener(Event("worker", self.name, f"ready, pid {process.pid}", finished=True))
+        listener(Event("load", self.name, "loading"))
+        self.report = link.load(
+            None if what.checkpoint is None else str(what.checkpoint.path),
+            placement_fields(placement),
+            dict(what.options),
+            timeout=self.settings.load_timeout,
+            listener=listener,
+            subject=self.name,
+        )
+        measured = measured_memory(process.pid, placement, self.report.memory)
+        reservation.correct(measured, worker=process.pid)
+        listener(Event("load", self.name, f"loaded in {self.report.seconds:.1f} s", finished=True))
+
+    def _live(self, listener: Listener) -> None:
+        """One start: ready, or taken down again and the error raised."""
+        if self._closed.is_set():
+            raise self._unloaded()
+        self.no_room = None
+        self._become(ReplicaState.STARTING)
+        try:
+            self._bring_up(listener)
+            with self._lock:
+                if self._closed.is_set():
+                    raise self._unloaded()
+                self.ready_link = link = self._link
+                process = self.process
+                self._become(ReplicaState.READY)
+        except BaseException as error:
+            if isinstance(error, OrchestratorError):
+                self.last_error = error
+            self._take_down(grace=0.0)
+            if isinstance(error, WorkerError) and self._closed.is_set():
+                raise self._unloaded() from None
+            raise
+        if process is not None and link is not None:
+            link.on_death(lambda death: self._died(process, death))
+
+    def _take_down(self, grace: float, *, drains: bool = False) -> None:
+        with self._lock:
+            self.ready_link = None
+            link, self._link = self._link, None
+            process, self.process = self.process, None
+            reservation, self._reservation = self._reservation, None
+        if link is not None and process is not None and drains:
+            end = time.monotonic() + grace
+            link.bye()
+            while process.alive and time.monotonic() < end:
+                if link.overrun() and not link.in_flight:
+                    process.interrupt()  # it goes on with what nobody waits for
+                process.wait(min(INTERRUPT_EVERY, max(end - time.monotonic(), 0.0)))
+            grace = min(grace, LAST_GRACE)
+        if process is not None:
+            process.stop(grace)
+        if link is not None:
+            link.close(0)
+        if reservation is not None:
+            reservation.close()
+
+    def _died(self, process: WorkerProcess, death: WorkerDied) -> None:
+        with self._lock:
+            if self.process is not process or self.state is not ReplicaState.READY:
+                return  # it was stopped on purpose
+            ours = self._link is not None and self._link.replaced  # it was we who ended it
+            self._fell(death, counts=not ours)
+
+    def _fell(self, error: OrchestratorError, *, counts: bool = True) -> None:
+        """A life ended, or did not begin: there is another one after a pause, unless there were too many."""
+        self.last_error = error
+        now = time.monotonic()
+        if counts:
+            self._deaths.append(now)
+        while self._deaths and self._deaths[0] < now - DEATHS_WINDOW:
+            self._deaths.popleft()
+        hopeless = isinstance(error, LoadError | ConfigError) or len(self._deaths) > DEATHS_ALLOWED
+        self._become(ReplicaState.QUARANTINED if hopeless else ReplicaState.BACKOFF)
+        threading.Thread(target=self._come_back, name=f"restart {self.name}", daemon=True).start()
+
+    def _come_back(self) -> None:
+        self._take_down(grace=0.0)
+        pause = min(FIRST_BACKOFF * 2 ** max(0, len(self._deaths) - 1), LONGEST_BACKOFF)
+        if self.state is not ReplicaState.BACKOFF or self._closed.wait(pause):
+            return
+        self.restarts += 1
+        self._start_quietly()
+
+    def _start_quietly(self) -> None:
+        """Starts without anybody waiting for the outcome: a failure counts as a death."""
+        with self._starting:
+            state = self.state
+            if state not in (ReplicaState.COLD, ReplicaState.BACKOFF):
+                return
+            try:
+                self._live(self.listener)
+            except PlacementError as error:  # no fault of its own: there may be room for the next call
+                self.no_room = error
+                with self._lock:
+                    if self.state is ReplicaState.STARTING:
+                        self._become(ReplicaState.COLD)
+            except OrchestratorError as error:
+                with self._lock:
+                    if self.state is ReplicaState.STARTING:
+                        self._fell(error)
+
+    def _become(self, state: ReplicaState) -> None:
+        with self._lock:
+            if state not in TRANSITIONS[self.state]:
+                raise RuntimeError(f"{self.name}: no way from {self.state} to {state}")
+            before, self.state = self.state, state
+            if state is not ReplicaState.READY:
+                self.ready_link = None
+        bad = state in (ReplicaState.BACKOFF, ReplicaState.QUARANTINED)
+        reason = f": {str(self.last_error).splitlines()[0]}" if bad and self.last_error is not None else ""
+        words = f"{before} -> {state}{reason}"
+        log.log(logging.WARNING if bad else logging.INFO, "%s: %s", self.name, words)
+        if self.process is not None:
+            self.process.note(words)
+        self.listener(Event("state", self.name, words, finished=True, state=state))
+        self.changed(self)
+
+
+def placement_fields(placement: Placement) -> dict[str, Any]:
+    """The placement as the worker gets it: plain values."""
+    return {
+        "device": placement.device,
+        "devices": list(placement.devices),
+        "device_map": placement.device_map,
+        "max_memory": dict(placement.max_memory),
+        "dtype": placement.dtype,
+        "threads": placement.threads,
+    }
