@@ -1,0 +1,180 @@
+"""The models of a workflow: the slice of the client that a run uses, and their loading, all at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any, Protocol
+
+from orchestrator.errors import OrchestratorError, WorkflowError
+from orchestrator.events import Event, Listener
+from orchestrator.workflow.references import compile_value, evaluate
+from orchestrator.workflow.schema import Model as ModelSpec
+from orchestrator.workflow.values import as_argument
+
+__all__ = ["LoadedModel", "Models", "Roster", "Seat"]
+
+
+class LoadedModel(Protocol):
+    """What `Orchestrator.load` gives."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def environment(self) -> Any: ...
+    @property
+    def checkpoint(self) -> Any: ...
+    @property
+    def methods(self) -> Mapping[str, str]: ...
+    @property
+    def report(self) -> Mapping[str, Any]: ...
+    def submit(
+        self, method: str, *args: Any, timeout: float | None = None, retries: int = 0, **kwargs: Any
+    ) -> Future[Any]: ...
+    def stream(
+        self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any
+    ) -> Iterator[Any]: ...
+    def unload(self) -> None: ...
+
+
+class Models(Protocol):
+    """The slice of `Orchestrator` that a run uses."""
+
+    @property
+    def catalog(self) -> Any: ...
+    @property
+    def environments(self) -> Any: ...
+    @property
+    def checkpoints(self) -> Any: ...
+    def load(self, family: str, **arguments: Any) -> LoadedModel: ...
+
+
+@dataclass
+class Seat:
+    """One model of the file: what to load, and the model or the error once that is over."""
+
+    name: str
+    spec: ModelSpec
+    family: str
+    checkpoint: str | None
+    options: Mapping[str, Any]
+    model: LoadedModel | None = None
+    error: OrchestratorError | None = None
+    asked: bool = False
+    started: float = 0.0
+    since_epoch: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def slots(self) -> int:
+        """Calls that may be under way at a time."""
+        return self.spec.concurrency or self.spec.replicas
+
+    def arguments(self) -> dict[str, Any]:
+        """What `load` is called with."""
+        spec = self.spec
+        given = {
+            "checkpoint": self.checkpoint,
+            "dtype": spec.dtype,
+            "device_map": spec.device_map,
+            "devices": spec.devices,
+            "max_memory": _bytes(spec.max_memory),
+            "trust_remote_code": spec.trust_remote_code or None,
+            "allow_ignored_keys": spec.allow_ignored_keys or None,
+        }
+        known = {key: value for key, value in given.items() if value is not None}
+        if spec.python is not None:
+            known["python"] = spec.python
+        return {"with_": spec.with_, "name": self.name, "replicas": spec.replicas, **known, **self.options}
+
+
+class Roster:
+    """All models of a workflow. Loading runs on one thread for each; `loaded` is told when one is over."""
+
+    def __init__(
+        self, models: Models, specs: Mapping[str, ModelSpec], inputs: Mapping[str, Any], base: Path
+    ) -> None:
+        self.client = models
+        self.seats = {name: _seat(name, spec, inputs, base) for name, spec in specs.items()}
+
+    def family(self, seat: Seat) -> Any:
+        """The `Family` of a model, with what the file gives in place of its own.
+
+        Raises:
+            ConfigError: there is none of that name, or `with` is no list of requirements.
+        """
+        family = self.client.catalog.get(seat.family, tuple(seat.spec.with_))
+        if seat.spec.python is not None:
+            family = family.on_python(seat.spec.python)
+        return family
+
+    def load(self, names: Iterator[str] | list[str], loaded: Any, listener: Listener) -> None:
+        """Starts loading those that nobody has asked for yet, and returns."""
+        for name in names:
+            seat = self.seats[name]
+            if not seat.asked:
+                seat.asked, seat.started, seat.since_epoch = True, time.monotonic(), time.time()
+                Thread(
+                    target=self._load, args=(seat, loaded, listener), name=f"load-{name}", daemon=True
+                ).start()
+
+    def _load(self, seat: Seat, loaded: Any, listener: Listener) -> None:
+        try:
+            seat.model = self.client.load(seat.family, **seat.arguments())
+        except OrchestratorError as error:
+            seat.error = error
+        except Exception as error:  # a fault of ours must end the run, not one thread
+            seat.error = WorkflowError(f"loading {seat.name!r} failed: {type(error).__name__}: {error}")
+        seat.seconds = time.monotonic() - seat.started
+        if seat.error is not None:
+            listener(Event("load", seat.name, "failed", finished=True))
+        loaded(seat)
+
+    def unload(self) -> None:
+        """Ends the workers of this run."""
+        for seat in self.seats.values():
+            if seat.model is not None:
+                seat.model.unload()
+                seat.model = None
+
+
+def _seat(name: str, spec: ModelSpec, inputs: Mapping[str, Any], base: Path) -> Seat:
+    def value(part: Any) -> Any:
+        return as_argument(evaluate(compile_value(part), lambda ref: ref.follow(inputs[ref.name])))
+
+    options = {key: _from(base, item) for key, item in value(spec.options).items()}
+    return Seat(name, spec, _from(base, spec.family), _from(base, value(spec.checkpoint)), options)
+
+
+def _from(base: Path, text: Any) -> Any:
+    """What begins with `./` or `../` is a path from the workflow's folder."""
+    return str(base / text) if isinstance(text, str) and text.startswith(("./", "../")) else text
+
+
+def _bytes(limits: Mapping[str, int | str] | None) -> dict[str | int, int] | None:
+    """`{"0": "20GiB", "cpu": 1000}` as bytes by device index or `cpu`."""
+    if limits is None:
+        return None
+    return {int(key) if key.isdigit() else key: _size(value) for key, value in limits.items()}
+
+
+def _size(value: int | str) -> int:
+    if isinstance(value, int):
+        return value
+    units = {
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+        "TIB": 2**40,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+    }
+    text = value.strip().upper()
+    unit = next((name for name in units if text.endswith(name)), "")
+    return int(float(text.removesuffix(unit) or "nan") * units.get(unit, 1))

