@@ -1,0 +1,3 @@
+"""Something for the other file."""
+
+SECRET = 42
