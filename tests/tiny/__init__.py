@@ -1,0 +1,1 @@
+"""Small stand-ins for what is large: checkpoints in the published layouts, and wheels that hold them."""
