@@ -1,0 +1,246 @@
+"""The commands call, ps, logs and stop as a user types them, in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+MODEL = """
+# /// script
+# dependencies = ["numpy==2.2.6"]
+# ///
+import sys, time
+import numpy as np
+
+
+class Model:
+    def __init__(self, factor=2):
+        self.factor = factor
+        print("loaded with", factor)
+
+    def scale(self, x):
+        return self.factor * x
+
+    def length(self, data):
+        return len(data)
+
+    def grid(self, n):
+        return {"small": np.arange(3), "large": np.zeros((n, n), np.float32)}
+
+    def each(self, words, mark="!"):
+        if "bad" in words:
+            raise ValueError("a bad word")
+        return [word + mark for word in words]
+
+    def count(self, to):
+        for n in range(to):
+            yield str(n)
+
+    def fail(self):
+        raise ValueError("told so")
+
+    def sleep(self):
+        time.sleep(600)
+
+
+def double(x):
+    return 2 * x
+"""
+SERVER = """
+import sys, time
+from orchestrator import Orchestrator
+with Orchestrator() as orc:
+    model = orc.load(sys.argv[1], name="served")
+    print("ready", model.environment.id, flush=True)
+    try:
+        model.sleep()
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "my_model.py"
+    path.write_text(MODEL)
+    return path
+
+
+def orchestrator(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=cwd,
+    )
+
+
+def test_a_method_of_a_file_of_ones_own(model: Path) -> None:
+    done = orchestrator("-q", "call", f"{model}:Model.scale", "x=21")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
+
+
+def test_a_relative_path_a_positional_value_an_option_and_a_function(model: Path) -> None:
+    done = orchestrator("-q", "call", "./my_model.py:Model.scale", "2", "-o", "factor=5", cwd=model.parent)
+    assert done.stdout == "10\n"
+    assert orchestrator("-q", "call", "./my_model.py:double", "[1]", cwd=model.parent).stdout.split() == [
+        "[", "1,", "1", "]",
+    ]  # fmt: skip
+
+
+def test_bytes_of_a_file(model: Path) -> None:
+    done = orchestrator("-q", "call", f"{model}:Model.length", f"data=@{model}")
+    assert done.stdout.strip() == str(len(MODEL))
+
+
+def test_arrays_are_shown_short_and_written_whole(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    done = orchestrator("-q", "call", f"{model}:Model.grid", "n=50", "--out", str(out))
+    shown = json.loads(done.stdout)
+    assert shown == {"small": [0, 1, 2], "large": {"dtype": "float32", "shape": [50, 50]}}
+    with np.load(out) as arrays:
+        assert arrays["result.large"].shape == (50, 50)
+
+
+def test_lines_of_a_file_are_spread_over_replicas(model: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("a\nlonger\nmid\n")
+    spread = ("--replicas", "2", "--map", str(lines), "chunk_size=1")
+    done = orchestrator("-q", "call", f"{model}:Model.each", *spread, "mark=?")
+    assert done.stdout.splitlines() == ['"a?"', '"longer?"', '"mid?"'], done.stderr
+    lines.write_text("good\nbad\n")
+    done = orchestrator("-q", "call", f"{model}:Model.each", *spread)
+    assert done.returncode == 1
+    assert "a bad word (items 1, of 2, counted from 0)" in done.stderr
+
+
+SELF_TESTED = """
+class Mine:
+    def __init__(self, checkpoint=None, *, placement): ...
+
+    @staticmethod
+    def self_test():
+        return {"ok": OK, "max_abs": 0.5, "tolerance": 0.1}
+"""
+
+
+@pytest.mark.parametrize(("ok", "code", "shown"), [("True", 0, "yes"), ("False", 1, "NO")])
+def test_provisioning_runs_the_self_test_on_request(tmp_path: Path, ok: str, code: int, shown: str) -> None:
+    (tmp_path / "envs" / "mine").mkdir(parents=True)
+    declared = '[project]\nname = "mine"\nrequires-python = ">=3.9"\ndependencies = ["numpy==2.2.6"]\n'
+    worker = '[tool.orchestrator]\nworker = "mine.py:Mine"\n'
+    (tmp_path / "envs" / "mine" / "pyproject.toml").write_text(declared + worker)
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "mine.py").write_text(SELF_TESTED.replace("OK", ok))
+    done = orchestrator("env", "ensure", "mine", "--check", cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1].split()[:2] == ["mine", shown]
+
+
+def test_streams_print_as_they_come(model: Path) -> None:
+    assert orchestrator("-q", "call", f"{model}:Model.count", "to=4", "--stream").stdout == "0123\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nofamily", "m"], 2, "no family"),
+        (["sentence-embedding"], 2, "METHOD is missing"),
+        (["auto", "m"], 2, "--checkpoint"),
+        (["MODEL:Model.ecko"], 2, "no method 'ecko'"),
+        (["MODEL:Model.fail"], 1, "told so"),
+        (["MODEL:Model.scale", "x=1", "2"], 2, "after KEY=VALUE"),
+        (["MODEL:Model.length", "data=@/no/such/file"], 2, "/no/such/file"),
+        (["MODEL:Nothing.scale", "x=1"], 1, "Nothing"),
+        (["MODEL:Model.scale", "x=1", "-o", "colour=red"], 1, "colour"),
+        (["/no/such.py:Model.m"], 2, "cannot read"),
+    ],
+)
+def test_mistakes_are_explained_without_a_traceback(
+    model: Path, arguments: list[str], code: int, words: str
+) -> None:
+    done = orchestrator("call", *[argument.replace("MODEL", str(model)) for argument in arguments])
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback (most recent call last)" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.fixture
+def served(model: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, f"{model}:Model"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "ORCHESTRATOR_STOP_GRACE": "0.5"},  # the call that runs goes on for ever
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("ready")
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def listed() -> list[dict[str, object]]:
+    told = json.loads(orchestrator("ps", "--json").stdout)
+    return [d for coordinator in told for d in coordinator["deployments"] if d["name"] == "served"]
+
+
+def test_ps_logs_and_stop_reach_another_process(served: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 30
+    while not (found := listed()) or found[0]["replicas"][0]["in_flight"] != 1:  # type: ignore[index]
+        assert time.monotonic() < end, "ps never saw the running call"
+    assert "served" in orchestrator("ps").stdout
+    assert "loaded with 2" in orchestrator("logs", "served").stdout
+    wrong = orchestrator("stop", "serve")
+    assert wrong.returncode == 2
+    assert "no running model is named 'serve'" in wrong.stderr
+    assert orchestrator("stop", "served").returncode == 0
+    assert served.stdout is not None
+    assert served.stdout.readline().strip() in ("WorkerDied", "WorkerError")
+    assert listed() == []
+
+
+def test_what_a_killed_process_published_is_not_shown(served: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 30
+    while not listed():
+        assert time.monotonic() < end, "ps never saw it"
+    os.killpg(served.pid, signal.SIGKILL)
+    served.wait()
+    assert listed() == []
+
+
+def test_ctrl_c_ends_a_call_with_130_and_leaves_no_worker(model: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "call", f"{model}:Model.sleep"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    pid = 0
+    for line in process.stderr:
+        if "ready, pid" in line:
+            pid = int(line.rsplit(" ", 1)[1])
+        if line.startswith("load") and "loaded in" in line:
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    assert not Path(f"/proc/{pid}").exists()

@@ -1,0 +1,50 @@
+"""The README's promises that a test can hold: its commands, its Python, its workflow, its links."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.main import COMMANDS
+from orchestrator.workflow import Workflow
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_two_commands_come_first_each_in_one_line() -> None:
+    main_job, tests = blocks("bash")[:2]
+    assert main_job.count("\n") == tests.count("\n") == 1
+    assert main_job.strip().endswith("orchestrator run examples/photo_story.yaml")
+    assert tests.strip().endswith("pytest -q -n auto --dist loadfile")
+    assert README.index("```bash") < README.index("## ")
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_compiles(code: str) -> None:
+    compile(code, "README.md", "exec")
+
+
+def test_the_workflow_is_one() -> None:
+    (text,) = blocks("yaml")
+    assert [step.id for step in Workflow.parse(text, name="README.md").file.steps] == ["labels", "vector"]
+
+
+def test_every_command_is_named_and_exists() -> None:
+    (listing,) = re.findall(r"```\n(orchestrator run.*?)```", README, re.DOTALL)
+    named = {
+        word for line in listing.splitlines() for word in re.findall(r"(?:^orchestrator|\|) (\w+)", line)
+    }
+    assert named <= set(COMMANDS)
+    assert set(COMMANDS) - named <= {"graph", "schema"}
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
