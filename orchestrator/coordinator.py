@@ -25,6 +25,7 @@ from orchestrator.scheduling import Call
 from orchestrator.settings import Settings
 from orchestrator.specification import Specification
 from orchestrator.status import Status, status_of
+from orchestrator.waiting import result_of
 
 __all__ = ["Coordinator", "LoadRequest"]
 
@@ -203,7 +204,7 @@ class Coordinator:
         with self.environments.ensuring(family, self.listener) as building:
             checkpoint = self._checkpoint(request, family)
             options = self._options(request, family)
-            environment = building.result()
+            environment = result_of(building)
         if checkpoint is not None:
             self._check_readable(checkpoint, environment, request.allow_ignored_keys)
         placing = {key: family.defaults.get(key) for key in PLACEMENT_DEFAULTS}

@@ -15,6 +15,7 @@ from orchestrator.replicas import Replica, ReplicaState
 from orchestrator.scheduling import Call, Scheduler
 from orchestrator.settings import Settings
 from orchestrator.specification import Room, Specification
+from orchestrator.waiting import join
 
 __all__ = ["Deployment"]
 
@@ -62,7 +63,7 @@ class Deployment:
             thread.start()
         start(self.replicas[0])
         for thread in threads:
-            thread.join()
+            join(thread)
         if failures:
             self.unload(grace=0.0)
             raise self.explained(failures[0])

@@ -21,6 +21,7 @@ from orchestrator.errors import (
 )
 from orchestrator.events import Event, Listener, ignore
 from orchestrator.links import NotBegun
+from orchestrator.waiting import result_of
 
 __all__ = ["Call", "CallFuture", "Link", "Schedulable", "Scheduler"]
 
@@ -196,7 +197,7 @@ class Scheduler:
     def _wait_for_slot(self, call: Call) -> Schedulable:
         slot = self._queue(call)
         try:
-            return slot.result(timeout=call.remaining())
+            return result_of(slot, call.remaining())
         except TimeoutError:
             self._abandon(slot)
             raise DeadlineExceeded(f"{self.name}: the deadline passed while the call was queued") from None

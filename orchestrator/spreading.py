@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from orchestrator.errors import Cancelled, ConfigError, OrchestratorError, Overloaded, RemoteError, WorkerDied
 from orchestrator.events import Event, Listener
 from orchestrator.scheduling import SLOTS, Call
+from orchestrator.waiting import next_of
 
 __all__ = ["Spread", "Spreadable"]
 
@@ -78,7 +79,7 @@ class Spread:
         try:
             self._send()
             while self._under_way:
-                self._take(self._news.get())
+                self._take(next_of(self._news))
                 self._send()
         finally:
             for future in list(self._under_way):

@@ -8,12 +8,15 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["cancel", "cancellable", "check_cancelled", "die_with_parent", "run_command"]
+from orchestrator.waiting import exit_code_of
+
+__all__ = ["cancel", "cancellable", "check_cancelled", "die_with_parent", "parallel", "run_command"]
 
 GRACE = 2.0
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -63,7 +66,7 @@ def run_command(
         for reader in readers:
             reader.start()
         check_cancelled()  # it may have come between the first look and the entry in `running`
-        code = process.wait(timeout)
+        code = exit_code_of(process, timeout)
         for reader in readers:
             reader.join(GRACE)  # a grandchild that holds the pipe must not hold us
         check_cancelled()
@@ -74,6 +77,24 @@ def run_command(
             _end(process)
             for reader in readers:
                 reader.join(GRACE)
+
+
+@contextmanager
+def parallel(at_once: int) -> Iterator[Callable[..., Future[Any]]]:
+    """Gives a `submit` to threads of its own; whatever interrupts the block, Ctrl-C too, ends what they run."""
+    stop = threading.Event()
+
+    def run(function: Callable[..., Any], *args: Any) -> Any:
+        with cancellable(stop):
+            return function(*args)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        try:
+            yield lambda function, *args: pool.submit(run, function, *args)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            cancel(stop)
+            raise
 
 
 @contextmanager

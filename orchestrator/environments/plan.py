@@ -10,13 +10,13 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 
 from orchestrator.environments.clash import Chain, Clash, explain
+from orchestrator.environments.commands import parallel
 from orchestrator.environments.family import Family
 from orchestrator.environments.indexes import read_indexes
 from orchestrator.environments.interpreters import MACHINE, Interpreter, choose, installed_interpreters
@@ -27,6 +27,7 @@ from orchestrator.environments.uv import refusal, uv_version
 from orchestrator.errors import InterpreterNotFound, ResolutionError
 from orchestrator.events import Event, Listener, ignore
 from orchestrator.settings import Settings
+from orchestrator.waiting import as_they_end
 
 __all__ = ["Plan", "SharedEnvironment", "make_plan"]
 
@@ -191,11 +192,10 @@ class _Judge:
     def ask(self, groups: Iterable[Group]) -> None:
         """Asks about several groups at once."""
         wanted = [group for group in groups if group not in self.answers]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for done, (group, answer) in enumerate(
-                zip(wanted, pool.map(self._resolve, wanted), strict=True), 1
-            ):
-                self.answers[group] = answer
+        with parallel(AT_ONCE) as submit:
+            futures = {submit(self._resolve, group): group for group in wanted}
+            for done, future in enumerate(as_they_end(futures), 1):
+                self.answers[futures[future]] = future.result()
                 self.listener(Event("environment", "plan", "resolving together", done, len(wanted), "groups"))
 
     def _resolve(self, group: Group) -> Answer:

@@ -7,10 +7,9 @@ import errno
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from orchestrator.environments.build import build
 from orchestrator.environments.build_log import logged
 from orchestrator.environments.bytecode import keep
 from orchestrator.environments.catalog import Catalog
-from orchestrator.environments.commands import cancel, cancellable, check_cancelled
+from orchestrator.environments.commands import check_cancelled, parallel
 from orchestrator.environments.environment import (
     MARKER,
     Environment,
@@ -43,6 +42,7 @@ from orchestrator.environments.verify import Verification, check_files
 from orchestrator.errors import InstallError, ProvisioningError
 from orchestrator.events import Event, Listener, ignore
 from orchestrator.settings import Settings
+from orchestrator.waiting import result_of
 
 __all__ = ["EnvironmentStore"]
 
@@ -100,39 +100,21 @@ class EnvironmentStore:
         Ctrl-C ends every build.
         """
 
-        stop = threading.Event()
-
         def one(family: Family) -> Environment | ProvisioningError:
             try:
-                with cancellable(stop):
-                    return self.ensure(family, listener, retry=retry, probe=probe)
+                return self.ensure(family, listener, retry=retry, probe=probe)
             except ProvisioningError as error:
                 return error
 
-        with ThreadPoolExecutor(min(AT_ONCE, len(families) or 1)) as pool:
-            futures = [pool.submit(one, family) for family in families]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                cancel(stop)
-                raise
+        with parallel(AT_ONCE) as submit:
+            futures = [submit(one, family) for family in families]
+            return [result_of(future) for future in futures]
 
     @contextmanager
     def ensuring(self, family: Family, listener: Listener = ignore) -> Iterator[Future[Environment]]:
         """`ensure` beside other work: in a thread while the block runs. An error in the block, Ctrl-C too, ends it."""
-        stop = threading.Event()
-
-        def build() -> Environment:
-            with cancellable(stop):
-                return self.ensure(family, listener)
-
-        with ThreadPoolExecutor(1) as pool:
-            try:
-                yield pool.submit(build)
-            except BaseException:
-                cancel(stop)
-                raise
+        with parallel(1) as submit:
+            yield submit(self.ensure, family, listener)
 
     def find(self, family: Family) -> Environment | None:
         """The environment of a family if it is there; asks no index and builds nothing."""

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -20,6 +20,7 @@ from orchestrator.events import Event, Listener, ignore
 from orchestrator.matrix.compare import Difference, compare, summary
 from orchestrator.matrix.schema import LOADING, Cell, MatrixFile
 from orchestrator.settings import Settings
+from orchestrator.waiting import as_they_end
 
 __all__ = ["CellResult", "MatrixResult", "Outcome", "Runner", "run_matrix"]
 
@@ -95,7 +96,7 @@ def run_matrix(
         with ThreadPoolExecutor(at_once) as pool:
             futures = [pool.submit(runner.run, cell) for cell in cells]
             try:
-                for future in as_completed(futures):
+                for future in as_they_end(futures):
                     result = future.result()
                     done[result.cell] = result
                     listener(_news(f"{result.cell.name}: {result.outcome}", len(done), len(cells)))

@@ -202,7 +202,7 @@ class Channel:
             if self._leader_yields:
                 self._transport.wake()
             if not waiter.ready and not self.closed and self._io.locked():
-                event.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
+                event.wait(TICK if deadline is None else min(TICK, max(deadline - time.monotonic(), 0)))
                 event.clear()
             leaves = waiter.ready or (deadline is not None and time.monotonic() >= deadline)
         finally:

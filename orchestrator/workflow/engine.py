@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.errors import ConfigError, OrchestratorError, WorkflowError
 from orchestrator.events import Event, Listener
+from orchestrator.waiting import GLANCE
 from orchestrator.workflow.calls import Caller, Job
 from orchestrator.workflow.expansion import Expansion
 from orchestrator.workflow.graph import Graph, Node
@@ -25,7 +26,6 @@ from orchestrator.workflow.when import holds
 __all__ = ["Engine", "Sink"]
 
 BUILTIN_SLOTS = 2
-GLANCE = 0.25  # seconds
 GRACE = 5.0  # seconds that calls under way have to end after a stop
 
 
@@ -80,7 +80,7 @@ class Engine:
             raise self.failure
 
     def _next(self) -> None:
-        try:  # a signal may reach another thread: look up now and then, so that its handler can run
+        try:
             self._take(*self._events.get(timeout=GLANCE))
         except Empty:
             pass

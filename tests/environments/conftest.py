@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Machine:
     root: Path
     settings: Settings
     events: list[Event] = field(default_factory=list)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def wheels(self) -> Path:
@@ -101,9 +102,11 @@ class Machine:
             f"family = Catalog((Path({str(self.project)!r}),)).get\n"
             "store = EnvironmentStore(settings)\n"
         )
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", prologue + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
+        self.started.append(process)
+        return process
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +118,7 @@ def interpreters(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, interpreters: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(tmp_path: Path, interpreters: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     """No index, one folder of wheels, uv's cache apart from the user's."""
     for name in list(os.environ):
         if name.startswith(CLEARED):
@@ -131,4 +134,8 @@ def machine(tmp_path: Path, interpreters: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch_layer_module, "cuda_driver", lambda: None)
     (tmp_path / "home" / "state").mkdir(parents=True)
     shutil.copy(interpreters, tmp_path / "home" / "state")
-    return Machine(tmp_path, Settings(home=tmp_path / "home", project=tmp_path / "project"))
+    machine = Machine(tmp_path, Settings(home=tmp_path / "home", project=tmp_path / "project"))
+    yield machine
+    for process in machine.started:  # a test that failed must not fail others by what it left
+        with process:
+            process.kill()

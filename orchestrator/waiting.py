@@ -1,0 +1,86 @@
+"""Waiting so that Ctrl-C is heard.
+
+A thread that is about to start another one, or a program, may take in a signal that was meant for the process. Python
+runs handlers in the main thread alone, and what that waits for is not interrupted then: so it looks up now and then.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from queue import Empty, SimpleQueue
+from typing import TypeVar
+
+__all__ = ["GLANCE", "as_they_end", "exit_code_of", "join", "next_of", "result_of"]
+
+T = TypeVar("T")
+GLANCE = 0.5
+"""Seconds after which a signal is noticed at the latest."""
+
+
+def result_of(future: Future[T], timeout: float | None = None) -> T:
+    """As `future.result`.
+
+    Raises:
+        TimeoutError: there was none in `timeout` seconds. Whatever else the future holds.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = GLANCE if end is None else min(GLANCE, max(end - time.monotonic(), 0.0))
+        try:
+            return future.result(left)
+        except TimeoutError:
+            if future.done() or (end is not None and time.monotonic() >= end):
+                raise
+
+
+def as_they_end(futures: Iterable[Future[T]]) -> Iterator[Future[T]]:
+    """As `concurrent.futures.as_completed`."""
+    pending = set(futures)
+    while pending:
+        done, pending = wait(pending, GLANCE, FIRST_COMPLETED)
+        yield from done
+
+
+def next_of(queue: SimpleQueue[T]) -> T:
+    """As `queue.get`."""
+    while True:
+        try:
+            return queue.get(timeout=GLANCE)
+        except Empty:
+            continue
+
+
+def join(thread: threading.Thread) -> None:
+    """As `thread.join`."""
+    while thread.is_alive():
+        thread.join(GLANCE)
+
+
+def exit_code_of(process: subprocess.Popen[str], timeout: float | None = None) -> int:
+    """As `process.wait`, whose own time limit is watched by asking again and again.
+
+    Raises:
+        subprocess.TimeoutExpired: it has not ended in `timeout` seconds.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    try:
+        watched = os.pidfd_open(process.pid)
+    except ProcessLookupError:  # another thread has waited for it
+        return process.wait()
+    try:
+        poll = select.poll()
+        poll.register(watched, select.POLLIN)
+        while True:
+            left = GLANCE if end is None else min(GLANCE, max(end - time.monotonic(), 0.0))
+            if poll.poll(left * 1000):
+                return process.wait()
+            if timeout is not None and end is not None and time.monotonic() >= end:
+                raise subprocess.TimeoutExpired(process.args, timeout)
+    finally:
+        os.close(watched)
