@@ -60,6 +60,7 @@ class Row:
 
 ROWS = (
     Row("limit", "limit.py", label="limit: unix socket and two warm copies"),
+    Row("two_processes", "two_processes.py", label="two processes that only copy, no codec"),
     Row("raw_zmq", "raw_zmq.py", label="raw pyzmq ipc, no codec"),
     Row("product", "product.py", client=(), label="**this project**, public client"),
     Row(
