@@ -175,6 +175,23 @@ def test_a_chunk_that_kills_is_named_and_its_neighbours_are_not(orc: Orchestrato
         assert counts(folder)[3] == 2
 
 
+def test_chunks_that_a_death_touched_go_one_at_a_time(orc: Orchestrator, folder: Path) -> None:
+    """Two that were with a killer must not meet again: the innocent one would be taken for it."""
+    with orc.load(FAMILY, with_=WITH, name="touched") as model:
+        (replica,) = model._deployment.replicas
+        close_gates(folder, range(1))
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(model.map, "work", range(4), str(folder), chunk_size=2)
+            try:
+                until(lambda: replica.in_flight == 2 and waiting(folder))
+                os.kill(int(waiting(folder)[0].name.rpartition("-")[2]), signal.SIGKILL)
+                until(lambda: len(waiting(folder)) == 2)  # the first chunk again, in the next process
+                assert replica.in_flight + len(model._deployment.scheduler.waiting) == 1
+            finally:
+                open_gates(folder)
+            assert answer.result(LONG) == [0, 10, 20, 30]
+
+
 def test_the_first_error_ends_it_and_says_which_items(model: Model, folder: Path) -> None:
     (folder / "refuses-21").touch()
     close_gates(folder, range(1))  # the other replica is busy until it is told to stop
