@@ -11,6 +11,8 @@ import types
 import warnings
 from pathlib import Path
 
+import numpy as np
+
 root, scratch = Path(sys.argv[1]), Path(sys.argv[2])
 package = types.ModuleType("orchestrator")  # of which a worker sees `orchestrator.worker` only
 package.__path__ = [str(root / "orchestrator")]
@@ -20,7 +22,7 @@ warnings.simplefilter("ignore")
 
 from orchestrator.worker.family import import_family  # noqa: E402
 from orchestrator.worker.inference import CPU  # noqa: E402
-from orchestrator.worker.tiny import load_styles  # noqa: E402
+from orchestrator.worker.tiny import Weights, load_styles  # noqa: E402
 
 MODULES = ("checks_vision", "checks_loading", "checks_answers", "checks_pictures")
 sys.modules["inside"] = sys.modules["__main__"] if __name__ == "__main__" else sys.modules[__name__]
@@ -33,13 +35,22 @@ def part(name):
     return importlib.import_module(f"{FAMILY}.{name}")
 
 
-def make(style, seed=0, **geometry):
-    """The folder of a new tiny checkpoint."""
+def make(style, seed=0, *, blank=False, **geometry):
+    """The folder of a new tiny checkpoint; a `blank` one holds no drawn numbers, which takes no time."""
     folder = scratch / f"{style}-{len(list(scratch.iterdir()))}" / style
     folder.mkdir(parents=True)
     maker = load_styles(root / "workers" / "tiny_checkpoints" / "minigemini.py")[style]
+    if blank:
+        maker.func.__globals__["Weights"] = Blank
     maker.func(folder, seed, **maker.keywords, geometry=geometry)
     return folder
+
+
+class Blank(Weights):
+    """Zeros in place of seeded numbers."""
+
+    def normal(self, name, *shape, scale=0.0):
+        self.arrays[name] = np.zeros(shape, np.float32)
 
 
 def load(folder, **options):
@@ -49,8 +60,6 @@ def load(folder, **options):
 
 def picture(height=50, width=80, phase=0):
     """uint8 (height, width, 3), without symmetry."""
-    import numpy as np
-
     rows, columns = np.mgrid[0:height, 0:width]
     channels = [rows * 5 + phase, columns * 3 + rows * columns % 7, (rows - columns) * (phase + 2)]
     return (np.stack(channels, -1) % 256).astype(np.uint8)
