@@ -240,6 +240,7 @@ class Orchestrator:
         trust_remote_code: bool = False,
         allow_ignored_keys: bool = False,
         sandbox: bool | None = None,
+        environment: Environment | None = None,
         **options: Any,
     ) -> Model:
         """Loads a model and returns when it can be called.
@@ -261,6 +262,8 @@ class Orchestrator:
             allow_ignored_keys: load although the environment ignores a key of `config.json` that decides results.
             sandbox: confine the workers through bubblewrap: no network, nothing to write but a cache and scratch; by
                 default as the family says.
+            environment: one of the store (`environments.get(id)`) to run in, in place of the one that the family and
+                `with_` resolve to.
             options: passed to the family's class.
 
         Raises:
@@ -268,7 +271,7 @@ class Orchestrator:
         """
         request = LoadRequest(
             family, checkpoint, with_, name, replicas, dtype, device_map, devices, max_memory, python, keep_alive,
-            trust_remote_code, allow_ignored_keys, sandbox, options,
+            trust_remote_code, allow_ignored_keys, sandbox, environment, options,
         )  # fmt: skip
         return Model(self, self._coordinator, self._coordinator.load(request))
 

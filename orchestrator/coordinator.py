@@ -7,7 +7,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ class LoadRequest:
     trust_remote_code: bool = False
     allow_ignored_keys: bool = False
     sandbox: bool | None = None
+    environment: Environment | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -201,7 +204,7 @@ class Coordinator:
             family = replace(family, sandbox=request.sandbox)
         if family.sandbox:
             require_bubblewrap()  # before anything is built or fetched
-        with self.environments.ensuring(family, self.listener) as building:
+        with self._environment(request, family) as building:
             checkpoint = self._checkpoint(request, family)
             options = self._options(request, family)
             environment = result_of(building)
@@ -223,6 +226,17 @@ class Coordinator:
             },
             keep_alive=request.keep_alive,
         )
+
+    @contextmanager
+    def _environment(self, request: LoadRequest, family: Family) -> Iterator[Future[Environment]]:
+        if request.environment is None:
+            with self.environments.ensuring(family, self.listener) as building:
+                yield building
+            return
+        given: Future[Environment] = Future()
+        given.set_result(request.environment)
+        self.environments.usage.stamp(request.environment.id, family.label)
+        yield given
 
     def _checkpoint(self, request: LoadRequest, family: Family) -> Checkpoint | None:
         spec = request.checkpoint if request.checkpoint is not None else family.defaults.get("checkpoint")

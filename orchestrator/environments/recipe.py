@@ -8,16 +8,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from orchestrator.environments.borrow import PREFIX
+from orchestrator.environments.driver import cuda_driver
 from orchestrator.environments.family import Family
-from orchestrator.environments.interpreters import Interpreter, find_interpreter
-from orchestrator.environments.lock import inputs_of, read_lock, store_lock
+from orchestrator.environments.interpreters import (
+    Interpreter,
+    choose,
+    find_interpreter,
+    installed_interpreters,
+)
+from orchestrator.environments.lock import inputs_of, read_lock, split_blocks, store_lock
 from orchestrator.environments.records import digest
 from orchestrator.environments.requirements import name_of
-from orchestrator.environments.torch_layer import resolve_torch_layer
+from orchestrator.environments.torch_layer import is_accelerated, resolve_torch_layer
+from orchestrator.errors import InstallError
 from orchestrator.events import Listener, ignore
 from orchestrator.settings import Settings
 
-__all__ = ["Recipe", "recipe_for"]
+__all__ = ["Recipe", "recipe_for", "recipe_of_lock"]
 
 FORMAT = "1"
 """Raised when environments of an older build must not be used any more."""
@@ -68,6 +76,45 @@ class Recipe:
         return cls(**{**kept, "interpreter": interpreter})
 
 
+def recipe_of_lock(
+    settings: Settings,
+    family: Family,
+    lock: str,
+    *,
+    python: str,
+    torch_backend: str,
+    listener: Listener = ignore,
+) -> Recipe:
+    """The recipe of exactly the distributions of a built environment's `requirements.lock`; nothing is resolved.
+
+    The interpreter is of the full version `python` where one is installed, else of its minor version. On the machine
+    that the lock is from, the recipe has the id of the environment that it is from.
+
+    Raises:
+        InterpreterNotFound: there is no Python of that minor version.
+        InstallError: the lock is not for this machine: torch is borrowed, or built for a GPU that is not here.
+    """
+    if torch_backend.startswith(PREFIX):
+        raise InstallError(
+            f"its torch was borrowed from {torch_backend.removeprefix(PREFIX)}, and a lock cannot hold that"
+        )
+    if is_accelerated(torch_backend) and cuda_driver() is None and settings.torch_backend != torch_backend:
+        raise InstallError(
+            f"it has the {torch_backend} build of torch, and there is no NVIDIA driver here",
+            hint=f"ORCHESTRATOR_TORCH_BACKEND={torch_backend} installs it all the same",
+        )
+    minor = ".".join(python.split(".")[:2])
+    same = choose(installed_interpreters(settings), f"=={python}", None)
+    return Recipe(
+        label=family.label,
+        interpreter=same
+        or find_interpreter(settings, f"=={minor}.*", minor=minor, listener=listener, subject=family.label),
+        requirements="\n".join(split_blocks(lock).values()) + "\n",
+        torch_backend=torch_backend,
+        **_declared(settings, family),
+    )
+
+
 def recipe_for(
     settings: Settings, family: Family, *, make: bool, retry: bool = False, listener: Listener = ignore
 ) -> Recipe | None:
@@ -107,12 +154,19 @@ def recipe_for(
         label=family.label,
         interpreter=interpreter,
         requirements="\n".join([*lock.blocks.values(), *torch.lines(lock)]) + "\n",
-        link_mode=family.link_mode or settings.link_mode,
         torch_backend=torch.backend,
-        private=family.link_mode == "copy",
-        direct=tuple(name_of(text) for text in family.direct),
-        probe=family.probe,
-        overridden=tuple(name_of(text) for text in family.overrides),
-        variables=dict(family.environment),
         borrowed=torch.borrowed,
+        **_declared(settings, family),
     )
+
+
+def _declared(settings: Settings, family: Family) -> dict[str, Any]:
+    """What of a recipe the family says, whatever its distributions are."""
+    return {
+        "link_mode": family.link_mode or settings.link_mode,
+        "private": family.link_mode == "copy",
+        "direct": tuple(name_of(text) for text in family.direct),
+        "probe": family.probe,
+        "overridden": tuple(name_of(text) for text in family.overrides),
+        "variables": dict(family.environment),
+    }

@@ -34,7 +34,7 @@ from orchestrator.environments.interpreters import Interpreter
 from orchestrator.environments.lock import work_folder
 from orchestrator.environments.probe import probe as run_probe
 from orchestrator.environments.prune import Pruned, choose, drop_unused_bytecode, wanted_by
-from orchestrator.environments.recipe import Recipe, recipe_for
+from orchestrator.environments.recipe import Recipe, recipe_for, recipe_of_lock
 from orchestrator.environments.requirements import name_of
 from orchestrator.environments.usage import Usage
 from orchestrator.environments.uv import prepare_home, refusal, run_uv
@@ -78,14 +78,25 @@ class EnvironmentStore:
             return self._existing(family, family.python, listener, probe=probe)
         recipe = recipe_for(self.settings, family, make=True, retry=retry, listener=listener)
         assert recipe is not None
-        try:
-            found = self._ready(recipe)
-            if found is None or (probe and not self.confirmed(found)):
-                found = self._build(recipe, listener, probe=probe)
-        except OSError as error:
-            raise _disk_error(family, self.settings, error) from error
-        self.usage.stamp(found.id, family.label)
-        return found
+        return self._made(family, recipe, listener, probe=probe)
+
+    def restore(
+        self, family: Family, lock: str, *, python: str, torch_backend: str, listener: Listener = ignore
+    ) -> Environment:
+        """An environment of exactly the distributions of a lock that was kept, whatever the family says today.
+
+        Args:
+            lock: the text of a built environment's `requirements.lock`: every distribution with its hashes.
+            python: the version that it was built with, such as `3.11.7`; another patch version will do.
+            torch_backend: the build of torch that is in it, or `none`.
+
+        Raises:
+            ProvisioningError: it cannot be installed here.
+        """
+        recipe = recipe_of_lock(
+            self.settings, family, lock, python=python, torch_backend=torch_backend, listener=listener
+        )
+        return self._made(family, recipe, listener, probe=True)
 
     def ensure_all(
         self,
@@ -275,6 +286,16 @@ class EnvironmentStore:
             f"{environment.path / MARKER} is damaged",
             hint="remove the folder; the next `env ensure` builds it again",
         )
+
+    def _made(self, family: Family, recipe: Recipe, listener: Listener, *, probe: bool) -> Environment:
+        try:
+            found = self._ready(recipe)
+            if found is None or (probe and not self.confirmed(found)):
+                found = self._build(recipe, listener, probe=probe)
+        except OSError as error:
+            raise _disk_error(family, self.settings, error) from error
+        self.usage.stamp(found.id, family.label)
+        return found
 
     def _build(self, recipe: Recipe, listener: Listener, *, probe: bool) -> Environment:
         with self._turn(recipe, listener) as waited:

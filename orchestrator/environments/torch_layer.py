@@ -27,7 +27,7 @@ from orchestrator.errors import InstallError, ProvisioningError, ResolutionError
 from orchestrator.events import Event, Listener, ignore
 from orchestrator.settings import Settings
 
-__all__ = ["TorchLayer", "backend_of", "resolve_torch_layer"]
+__all__ = ["TorchLayer", "backend_of", "is_accelerated", "resolve_torch_layer"]
 
 CUDA_TAG = re.compile(r"cu(\d{2,3})$")
 CUDA_SUFFIX = re.compile(r"-cu(\d{2})$")
@@ -63,6 +63,11 @@ class Attempt:
 def backend_of(settings: Settings, family: Family) -> str:
     """What was asked for: `auto`, or an explicit backend; the user's setting goes before the family's."""
     return settings.torch_backend if settings.torch_backend != "auto" else family.torch_backend or "auto"
+
+
+def is_accelerated(backend: str) -> bool:
+    """Whether a build of torch brings the libraries of a GPU along: `cuda`, `cu126`, `rocm6.4` ..."""
+    return backend.startswith(ACCELERATED)
 
 
 def resolve_torch_layer(

@@ -40,7 +40,7 @@ class Identifier:
         """
         try:
             family = roster.family(seat)
-            environment = seat.model.environment if seat.model else self.models.environments.find(family)
+            environment = roster.environment(seat)
             if environment is None:
                 return None
             checkpoint = self._checkpoint(seat, family)

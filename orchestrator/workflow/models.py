@@ -62,6 +62,9 @@ class Seat:
     family: str
     checkpoint: str | None
     options: Mapping[str, Any]
+    sandbox: bool | None = None
+    environment: Any = None
+    """The one to run in, in place of what the family resolves to."""
     model: LoadedModel | None = None
     error: OrchestratorError | None = None
     asked: bool = False
@@ -85,6 +88,8 @@ class Seat:
             "max_memory": _bytes(spec.max_memory),
             "trust_remote_code": spec.trust_remote_code or None,
             "allow_ignored_keys": spec.allow_ignored_keys or None,
+            "sandbox": self.sandbox,
+            "environment": self.environment,
         }
         known = {key: value for key, value in given.items() if value is not None}
         if spec.python is not None:
@@ -96,10 +101,18 @@ class Roster:
     """All models of a workflow. Loading runs on one thread for each; `loaded` is told when one is over."""
 
     def __init__(
-        self, models: Models, specs: Mapping[str, ModelSpec], inputs: Mapping[str, Any], base: Path
+        self,
+        models: Models,
+        specs: Mapping[str, ModelSpec],
+        inputs: Mapping[str, Any],
+        base: Path,
+        *,
+        sandbox: bool | None = None,
     ) -> None:
         self.client = models
         self.seats = {name: _seat(name, spec, inputs, base) for name, spec in specs.items()}
+        for seat in self.seats.values():
+            seat.sandbox = seat.spec.sandbox if sandbox is None else sandbox
 
     def family(self, seat: Seat) -> Any:
         """The `Family` of a model, with what the file gives in place of its own.
@@ -111,6 +124,16 @@ class Roster:
         if seat.spec.python is not None:
             family = family.on_python(seat.spec.python)
         return family
+
+    def environment(self, seat: Seat) -> Any:
+        """A model's environment, loaded or not; None: it is not built.
+
+        Raises:
+            OrchestratorError: it cannot be one.
+        """
+        if seat.model is not None:
+            return seat.model.environment
+        return seat.environment or self.client.environments.find(self.family(seat))
 
     def load(self, names: Iterator[str] | list[str], loaded: Any, listener: Listener) -> None:
         """Starts loading those that nobody has asked for yet, and returns."""

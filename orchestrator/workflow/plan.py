@@ -102,7 +102,7 @@ def _model(name: str, roster: Roster, *, load: bool) -> ModelPlan:
     seat = roster.seats[name]
     try:
         family = roster.family(seat)
-        environment = roster.client.environments.find(family)
+        environment = roster.environment(seat)
         checkpoint = seat.checkpoint or family.defaults.get("checkpoint")
     except OrchestratorError as error:
         return ModelPlan(name, seat.family, None, seat.checkpoint, load, error.message)

@@ -16,7 +16,7 @@ from orchestrator.workflow.inputs import FetchPackage
 from orchestrator.workflow.models import Models, Roster, Seat
 from orchestrator.workflow.values import File, Unstorable, plain
 
-__all__ = ["describe_input", "describe_seat", "keep_locks", "package_fetcher", "read_record"]
+__all__ = ["describe_input", "describe_seat", "keep_locks", "lock_of", "package_fetcher", "read_record"]
 
 LOCK = "requirements.lock"
 
@@ -72,13 +72,14 @@ def describe_seat(roster: Roster, seat: Seat) -> dict[str, Any]:
         "options": plain(seat.options),
         "python": spec.python,
         "replicas": spec.replicas,
+        "sandbox": seat.sandbox,
         "dtype": spec.dtype,
         "load_started": round(seat.since_epoch, 3),
         "load_seconds": round(seat.seconds, 3) if seat.seconds else None,
     }
     if seat.error is not None:
         found["error"] = seat.error.message
-    environment = environment_of(roster, seat)
+    environment = _environment_of(roster, seat)
     if environment is not None:
         found["environment"] = _environment(environment)
     with contextlib.suppress(OrchestratorError, Unstorable, OSError):
@@ -97,20 +98,23 @@ def keep_locks(folder: Path, roster: Roster) -> None:
         OSError: the folder cannot be written.
     """
     for seat in roster.seats.values():
-        environment = environment_of(roster, seat)
+        environment = _environment_of(roster, seat)
         lock = None if environment is None else Path(environment.path) / LOCK
-        kept = folder / "locks" / f"{getattr(environment, 'id', '')}.lock"
+        kept = lock_of(folder, getattr(environment, "id", ""))
         if lock is not None and lock.is_file() and not kept.exists():
             kept.parent.mkdir(exist_ok=True)
             shutil.copyfile(lock, kept)
 
 
-def environment_of(roster: Roster, seat: Seat) -> Any:
+def lock_of(folder: Path, environment_id: str) -> Path:
+    """Where a run's folder has the lock of an environment."""
+    return folder / "locks" / f"{environment_id}.lock"
+
+
+def _environment_of(roster: Roster, seat: Seat) -> Any:
     """A model's environment, also where it was not loaded because all its results were cached; None: not built."""
-    if seat.model is not None:
-        return seat.model.environment
     try:
-        return roster.client.environments.find(roster.family(seat))
+        return roster.environment(seat)
     except OrchestratorError:
         return None
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from orchestrator.errors import ConfigError
 from orchestrator.workflow.identity import code_of
-from orchestrator.workflow.models import Roster
+from orchestrator.workflow.models import Roster, Seat
 from orchestrator.workflow.run import Run, Workflow
 from orchestrator.workflow.tables import load_arrays, read_rows
 from orchestrator.workflow.values import File, plain
 
 __all__ = [
     "ColumnComparison",
-    "changed_environments",
+    "changed_code",
     "check_inputs",
     "compare",
     "recorded_workflow",
@@ -100,26 +100,17 @@ def _found(value: Any) -> Iterator[File]:
             yield item
 
 
-def changed_environments(record: Mapping[str, Any], roster: Roster) -> list[str]:
-    """In words: the models whose environment or code is another than in the recorded run, or not there."""
-    changes = []
-    for name, model in record["models"].items():
-        changes += _changed_code(name, model, roster)
-        told = (model.get("environment") or {}).get("id")
-        if told is None:
-            continue
-        found = roster.client.environments.find(roster.family(roster.seats[name]))
-        if found is None:
-            changes.append(f"{name}: the environment {told} is not in the store any more")
-        elif str(found.id) != told:
-            changes.append(f"{name}: the environment was {told} and is {found.id} now")
-    return changes
+def changed_code(record: Mapping[str, Any], roster: Roster) -> list[str]:
+    """In words: the models whose code is another than in the recorded run."""
+    return [
+        f"{name}: not as recorded: the code of {roster.seats[name].spec.family} has changed"
+        for name, model in record["models"].items()
+        if not _same_code(model.get("code"), roster, roster.seats[name])
+    ]
 
 
-def _changed_code(name: str, model: Mapping[str, Any], roster: Roster) -> list[str]:
-    seat = roster.seats[name]
-    same = model.get("code") in (None, code_of(roster.family(seat), seat.options))
-    return [] if same else [f"{name}: the code of {seat.spec.family} has changed"]
+def _same_code(told: str | None, roster: Roster, seat: Seat) -> bool:
+    return told is None or told == code_of(roster.family(seat), seat.options)
 
 
 def compare(before: Path, after: Run | Path) -> list[ColumnComparison]:

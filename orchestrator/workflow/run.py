@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from orchestrator import __version__
 from orchestrator.errors import ConfigError, WorkflowError
 from orchestrator.events import Event, Listener, ignore
+from orchestrator.processes import require_bubblewrap
 from orchestrator.workflow.calls import Caller, Memory
 from orchestrator.workflow.engine import Engine
 from orchestrator.workflow.graph import Graph, compile_graph
@@ -129,13 +130,13 @@ class Workflow:
         values = read_inputs(self.file, self.source, inputs or {}, fetch, base=self.base)
         return make_plan(self.graph, self.roster(models, values), values, memory or Memory())
 
-    def roster(self, models: Models, inputs: Mapping[str, Any]) -> Roster:
+    def roster(self, models: Models, inputs: Mapping[str, Any], *, sandbox: bool | None = None) -> Roster:
         """The models, none of them loaded.
 
         Raises:
             ConfigError: there is no such family, with file, line and column.
         """
-        roster = Roster(models, self.file.models, inputs, self.base)
+        roster = Roster(models, self.file.models, inputs, self.base, sandbox=sandbox)
         for name, seat in roster.seats.items():
             try:
                 roster.family(seat)
@@ -152,6 +153,7 @@ class Workflow:
         listener: Listener = ignore,
         memory: Memory | None = None,
         again: bool = False,
+        sandbox: bool | None = None,
     ) -> Execution:
         """Reads the inputs and makes the run's folder; nothing is loaded yet.
 
@@ -161,16 +163,20 @@ class Workflow:
             out: the folder; by default runs/NAME-TIME under the current one. It must be new or empty, unless
                 `again`: then what an earlier run wrote there is written anew.
             memory: remembers results of earlier runs; by default nothing.
+            sandbox: confine the workers of every model, or of none; by default as the file and the families say.
 
         Raises:
             ConfigError: an input is wrong.
+            SandboxUnavailable: a sandbox is asked for, and this machine has no bubblewrap or forbids it.
         """
         values = read_inputs(
             self.file, self.source, inputs or {}, package_fetcher(models, listener), base=self.base
         )
-        roster = self.roster(models, values)
+        roster = self.roster(models, values, sandbox=sandbox)
+        if any(seat.sandbox for seat in roster.seats.values()):
+            require_bubblewrap()
         folder = _folder(self.file.name, out, again=again)
-        return Execution(self, roster, values, inputs or {}, folder, listener, memory or Memory())
+        return Execution(self, roster, values, inputs or {}, folder, listener, memory or Memory(), sandbox)
 
 
 class Execution:
@@ -185,7 +191,9 @@ class Execution:
         folder: Path,
         listener: Listener,
         memory: Memory,
+        sandbox: bool | None = None,
     ) -> None:
+        self.sandbox = sandbox
         self.workflow, self.inputs, self.folder, self.listener = workflow, inputs, folder, listener
         self.overrides = overrides
         self.roster = roster
@@ -306,6 +314,7 @@ class Execution:
                 "path": self.workflow.source.name,
                 "base": str(self.workflow.base),
                 "inputs": plain(self.overrides),
+                "sandbox": self.sandbox,
                 "text": self.workflow.source.text,
             },
         }

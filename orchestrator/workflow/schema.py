@@ -92,6 +92,12 @@ class Model(_Strict, frozen=True, kw_only=True):
     max_memory: dict[str, int | str] | None = None
     trust_remote_code: bool = False
     allow_ignored_keys: bool = False
+    sandbox: Annotated[
+        bool | None,
+        Meta(
+            description="Confine its workers (bubblewrap): no network, no files to write. Default: as the family says."
+        ),
+    ] = None
 
 
 class Retry(_Strict, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ import pytest
 from tiny_wheels import make_wheel, make_wire
 
 from orchestrator.environments import Catalog, EnvironmentStore, Family
+from orchestrator.environments import recipe as recipe_module
 from orchestrator.environments import torch_layer as torch_layer_module
 from orchestrator.environments.interpreters import installed_interpreters
 from orchestrator.events import Event
@@ -132,6 +133,7 @@ def machine(tmp_path: Path, interpreters: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
     monkeypatch.setattr(torch_layer_module, "cuda_driver", lambda: None)
+    monkeypatch.setattr(recipe_module, "cuda_driver", lambda: None)
     (tmp_path / "home" / "state").mkdir(parents=True)
     shutil.copy(interpreters, tmp_path / "home" / "state")
     machine = Machine(tmp_path, Settings(home=tmp_path / "home", project=tmp_path / "project"))

@@ -68,7 +68,7 @@ class FakeModels:
             raise self.load_errors[family]
         if family not in self.families:
             raise ConfigError(f"no family {family!r}")
-        environment = SimpleNamespace(
+        environment = arguments.get("environment") or SimpleNamespace(
             id=self.built.setdefault(family, f"env-{family}"), family=family, path=self.store / self.built[family], python_version="3.11.9",
             versions={"numpy": "1.26.4", "transformers": "4.36.2"},
         )  # fmt: skip

@@ -109,6 +109,21 @@ def test_resume_goes_on_as_recorded(run: Callable[..., Result], monkeypatch: pyt
     assert json.loads(Path("out/run.json").read_text())["workflow"]["inputs"] == {"n": ["[8, 9, 10]"]}
 
 
+def test_a_sandbox_is_asked_for_again_when_a_run_goes_on(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.workflow.run.require_bubblewrap", lambda: "bwrap")
+    assert run("w.yaml", "--sandbox", "--out", "out").exit_code == 0
+
+    def loaded(*arguments: str) -> Any:
+        assert run(*arguments).exit_code == 0
+        return FakeOrchestrator.made[-1].loads[0][1].get("sandbox")
+
+    assert loaded("--resume", "out", "--fresh") is True
+    assert loaded("--replay", "out", "--out", "again") is True
+    assert loaded("--resume", "out", "--fresh", "--no-sandbox") is False
+
+
 def test_dry_run_shows_the_plan_and_makes_no_folder(run: Callable[..., Result]) -> None:
     result = run("w.yaml", "--dry-run")
     assert result.exit_code == 0, result.output
@@ -150,6 +165,8 @@ def test_replay_compares(run: Callable[..., Result], monkeypatch: pytest.MonkeyP
         (("w.yaml", "--input", "m=1"), "no input 'm'"),
         (("w.yaml", "--input", "n"), "expected NAME=VALUE"),
         (("--resume", ".", "--out", "x"), "cannot read it"),
+        (("--replay", ".", "w.yaml"), "only --out and --sandbox"),
+        (("--replay", ".", "--fresh"), "only --out and --sandbox"),
     ],
 )
 def test_wrong_use_is_a_configuration_error(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_models import FakeModels
 
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, ProvisioningError, ResolutionError
+from orchestrator.events import ignore
 from orchestrator.workflow import Workflow
+from orchestrator.workflow.models import Roster
 from orchestrator.workflow.record import read_record
-from orchestrator.workflow.replay import changed_environments, check_inputs, compare, recorded_workflow
+from orchestrator.workflow.replay import changed_code, check_inputs, compare, recorded_workflow
+from orchestrator.workflow.restoring import restore_environments
 
 TEXT = """
 version: 1
@@ -30,8 +36,6 @@ outputs: {vec: "${vec}", word: "${word}", mean: "${mean}"}
 
 class Versioned(FakeModels):
     def load(self, family: str, **arguments: Any) -> Any:
-        from types import SimpleNamespace
-
         model = super().load(family, **arguments)
         model.checkpoint = SimpleNamespace(
             hub="pypi", id="weights", revision="1.5", spec=arguments["checkpoint"], path=Path("/w"), notes=()
@@ -99,22 +103,92 @@ def test_a_changed_file_is_refused(record: dict[str, Any]) -> None:
         check_inputs(record, fresh.inputs)
 
 
-def test_environments_that_changed_are_named(record: dict[str, Any]) -> None:
-    fake = models()
-    roster = recorded_workflow(record).start(fake, out="after").roster
-    assert changed_environments(record, roster) == []
-    fake.built["python"] = "env-other"
-    assert changed_environments(record, roster) == ["m: the environment was env-python and is env-other now"]
-    fake.built.clear()
-    assert "not in the store any more" in changed_environments(record, roster)[0]
+class Store:
+    """The store of another machine: it has what is in `there`, and builds with `python` what it is asked to restore."""
+
+    def __init__(self, there: Mapping[str, Any], python: str = "3.11.9") -> None:
+        self.there, self.python = there, python
+        self.restored: list[tuple[str, dict[str, Any]]] = []
+        self.refusal: ProvisioningError | None = None
+
+    def get(self, environment_id: str) -> Any:
+        return self.there.get(environment_id)
+
+    def restore(self, family: Any, lock: str, **arguments: Any) -> Any:
+        self.restored.append((lock, arguments))
+        if self.refusal is not None:
+            raise self.refusal
+        return SimpleNamespace(id="env-built", path=Path("/env-built"), python_version=self.python)
+
+
+def restored(record: dict[str, Any], store: Store) -> tuple[list[str], Roster]:
+    roster = recorded_workflow(record).start(models(), out="after").roster
+    return restore_environments(record, Path("before"), roster, store, ignore), roster
+
+
+@pytest.fixture
+def lock(record: dict[str, Any]) -> Path:
+    path = Path("before/locks/env-python.lock")
+    path.parent.mkdir()
+    path.write_text("numpy==1.26.4\n")
+    return path
+
+
+def test_the_recorded_environment_is_used_though_the_family_has_another_now(record: dict[str, Any]) -> None:
+    then = SimpleNamespace(id="env-python")
+    notes, roster = restored(record, Store({"env-python": then}))
+    assert notes == []
+    assert roster.seats["m"].arguments()["environment"] is then
+
+
+def test_an_environment_that_is_gone_is_built_again_from_its_lock(record: dict[str, Any], lock: Path) -> None:
+    store = Store({})
+    notes, roster = restored(record, store)
+    assert store.restored[0][0] == "numpy==1.26.4\n"
+    assert store.restored[0][1]["python"] == "3.11.9"
+    assert roster.environment(roster.seats["m"]).id == "env-built"
+    assert notes[0].startswith(
+        f"m: the environment env-python was not in the store; built again from {lock} as"
+    )
+    assert notes[0].endswith("env-built: the same packages, another interpreter, Python 3.11.9")
+    shutil.rmtree("after")
+    notes, _ = restored(record, Store({}, python="3.11.2"))
+    assert notes[0].endswith("Python 3.11.2 (recorded: 3.11.9)")
+
+
+def test_a_lock_that_cannot_be_installed_here_is_a_typed_error(record: dict[str, Any], lock: Path) -> None:
+    store = Store({})
+    store.refusal = ResolutionError("uv's own words", hint="find a wheel", log="all of them")
+    with pytest.raises(ResolutionError) as caught:
+        restored(record, store)
+    assert "'m' ran in the environment env-python" in caught.value.message
+    assert f"from {lock}: uv's own words" in caught.value.message
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("find a wheel; ")
+    assert "orchestrator run FILE" in caught.value.hint
+    assert caught.value.log == "all of them"
+
+
+def test_without_a_lock_it_is_said_what_takes_the_environments_place(record: dict[str, Any]) -> None:
+    assert restored(record, Store({}))[0] == []  # what the family resolves to is the recorded one
+    record["models"]["m"]["environment"]["id"] = "env-old"
+    shutil.rmtree("after")
+    assert (
+        "not in the store any more, and there is no before/locks/env-old.lock"
+        in restored(record, Store({}))[0][0]
+    )
+    record["models"]["m"]["environment"]["id"] = "../../env-python"
+    shutil.rmtree("after")
+    assert restored(record, Store({}))[0] == []
 
 
 def test_code_that_changed_is_named(record: dict[str, Any], here: Path) -> None:
     fake = models()
     roster = recorded_workflow(record).start(fake, out="after").roster
+    assert changed_code(record, roster) == []
     fake.worker_file = here / "another.py"
     fake.worker_file.write_text("1")
-    assert changed_environments(record, roster) == ["m: the code of python has changed"]
+    assert changed_code(record, roster) == ["m: not as recorded: the code of python has changed"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", json.dumps({"version": 2}), json.dumps({"version": 1})])

@@ -1,0 +1,67 @@
+"""`orchestrator run --replay RUN.JSON`: a recorded run once more, held against what it gave."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cli.console import Console
+
+if TYPE_CHECKING:
+    from orchestrator.workflow import Run
+    from orchestrator.workflow.replay import ColumnComparison
+
+__all__ = ["replay"]
+
+
+def replay(console: Console, path: Path, out: Path | None, *, sandbox: bool | None) -> int:
+    """The exit code: 1 where anything differs or an item failed.
+
+    The environments are made with the network where it may be asked; the run itself is offline.
+    """
+    from orchestrator.client import Orchestrator
+    from orchestrator.environments import EnvironmentStore
+    from orchestrator.workflow import replay as again
+    from orchestrator.workflow.record import read_record
+    from orchestrator.workflow.restoring import restore_environments
+
+    path = path / "run.json" if path.is_dir() else path
+    record = read_record(path)
+    workflow = again.recorded_workflow(record)
+    told = record["workflow"]
+    store = EnvironmentStore(console.settings)
+    settings = dataclasses.replace(console.settings, offline=True)
+    with console.progress() as listener, Orchestrator(settings=settings, listener=listener) as orc:
+        execution = workflow.start(
+            orc,
+            inputs=told["inputs"],
+            out=out,
+            listener=listener,
+            sandbox=told.get("sandbox") if sandbox is None else sandbox,
+        )
+        try:
+            again.check_inputs(record, execution.inputs)
+            notes = restore_environments(record, path.parent, execution.roster, store, listener)
+            notes += again.changed_code(record, execution.roster)
+        except BaseException:
+            execution.folder.rmdir()  # nothing is in it yet
+            raise
+        for note in notes:
+            console.talk(note)
+        run = execution.run()
+    found = again.compare(path.parent, run)
+    _show(console, run, notes, found)
+    return 1 if run.exit_code or not all(column.equal for column in found) else 0
+
+
+def _show(console: Console, run: Run, notes: list[str], found: list[ColumnComparison]) -> None:
+    from orchestrator.workflow.replay import shown
+
+    if console.json_output:
+        columns = [shown(column) for column in found]
+        console.json({"folder": run.folder, "notes": notes, "columns": columns})
+        return
+    rows: list[tuple[Any, ...]] = [(c.column, c.rows, len(c.differing), f"{c.largest:.3g}") for c in found]
+    console.table(("column", "rows", "differ", "largest difference"), rows)
+    console.talk(str(run.report))
