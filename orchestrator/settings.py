@@ -121,8 +121,9 @@ def _table(folder: Path) -> Mapping[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the variables say; an empty one says nothing, as a job's `NAME: ${{ … }}` leaves it."""
     known = {PREFIX + name.upper(): name for name in NAMES}
-    return {name: environ[variable] for variable, name in known.items() if variable in environ}
+    return {name: environ[variable] for variable, name in known.items() if environ.get(variable)}
 
 
 def _convert(name: str, value: Any, source: str) -> Any:
