@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from orchestrator.worker.inference import CPU, compare, dtype_argument, dtype_on, map_batches, texts_of
 from orchestrator.worker.tiny import tiny_checkpoint
 
+STEMS = {"entailment": "entail", "contradiction": "contradict"}  # "entails" and "contradicts" occur too
 TINY = Path(__file__).with_name("tiny_checkpoints") / "bert_mnli.py"
 RECORDED = {  # transformers 4.36.2 and 4.39.3 to the bit, 5.23.0 within 1.5e-7
     "judged": [0.1681445, 0.1665308, 0.1749363, 0.1872789, 0.1845432, 0.1954176],
@@ -44,11 +45,13 @@ class ZeroShotClassification:
             checkpoint, **dtype_argument(dtype_on(placement, half_on_gpu))
         )
         names = {int(index): str(name) for index, name in model.config.id2label.items()}
-        found = class_index("entail", names, entailment)
+        found = class_index("entailment", names, entailment)
         if found is None:
             raise ValueError(_unnamed(checkpoint, names))
         self.entailment = found
-        self.contradiction = class_index("contradict", names, contradiction)
+        self.contradiction = class_index("contradiction", names, contradiction)
+        if self.contradiction == self.entailment:
+            raise ValueError(f"entailment and contradiction cannot both be class {self.entailment}")
         self.model = model.to(self.device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         self.report = {
@@ -137,24 +140,34 @@ class ZeroShotClassification:
             return compare({"judged": judged, "scores": scores}, RECORDED, TOLERANCE)
 
 
-def class_index(stem: str, names: Mapping[int, str], given: Optional[int]) -> Optional[int]:
-    """The index of the class: `given` if it exists, else the one class whose name begins with `stem`, else None."""
-    if given is not None:
-        if given not in names:
-            raise ValueError(
-                f"there is no class {given}: the checkpoint has {', '.join(f'{i} {n}' for i, n in names.items())}"
-            )
-        return given
-    matching = [index for index, name in names.items() if name.lower().startswith(stem)]
-    return matching[0] if len(matching) == 1 else None
+def class_index(role: str, names: Mapping[int, str], given: Optional[int]) -> Optional[int]:
+    """The index of the class that is the `role` ("entailment"): the one that is named so, else `given`, else None.
+
+    Raises:
+        ValueError: `given` does not exist, or the names say that it is another class.
+    """
+    matching = [index for index, name in names.items() if name.lower().startswith(STEMS[role])]
+    named = matching[0] if len(matching) == 1 else None
+    if given is None:
+        return named
+    if given not in names:
+        raise ValueError(f"there is no class {given}: the checkpoint has {_listed(names)}")
+    if named not in (None, given):
+        raise ValueError(
+            f"{role}={given}, but the checkpoint says {_listed(names)}: leave the option out, or say {role}={named}"
+        )
+    return given
 
 
 def _unnamed(checkpoint: str, names: Mapping[int, str]) -> str:
-    listed = ", ".join(f"{index} {name}" for index, name in sorted(names.items()))
     return (
-        f"{checkpoint} does not say which class is entailment (its labels: {listed}). Load it with entailment=INDEX;"
+        f"{checkpoint} does not say which class is entailment (its labels: {_listed(names)}). Load it with entailment=INDEX;"
         " in textattack's MNLI checkpoints it is 1 (0 contradiction, 2 neutral)."
     )
+
+
+def _listed(names: Mapping[int, str]) -> str:
+    return ", ".join(f"{index} {name}" for index, name in sorted(names.items()))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

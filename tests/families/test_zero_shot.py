@@ -43,6 +43,17 @@ def test_an_index_that_does_not_exist_is_refused(orchestrator, unnamed):
         orchestrator.load("zero-shot-classification", checkpoint=unnamed, entailment=3, name="three")
 
 
+def test_an_index_that_the_checkpoint_s_own_names_gainsay_is_refused(orchestrator, named, unnamed):
+    words = (
+        r"entailment=2, but the checkpoint says 0 contradiction, 1 entailment, 2 neutral: .* say entailment=1"
+    )
+    with pytest.raises(LoadError, match=words):
+        orchestrator.load("zero-shot-classification", checkpoint=named, entailment=2, name="gainsaid")
+    options = {"entailment": 1, "contradiction": 1}
+    with pytest.raises(LoadError, match="cannot both be class 1"):
+        orchestrator.load("zero-shot-classification", checkpoint=unnamed, **options, name="both")
+
+
 def test_the_report_says_which_index_is_used_and_why(orchestrator, classifier, named):
     assert (classifier.report["entailment"], classifier.report["entailment_from"]) == (1, "option")
     with orchestrator.load("zero-shot-classification", checkpoint=named, name="named") as model:
