@@ -31,6 +31,10 @@ MARK = (
 )
 IN_ENVIRONMENT = Path(__file__).parent / "worker" / "pytest_in_environment.py"
 FORWARDED = ("tbstyle", "showlocals", "verbose", "fulltrace")
+UNSUITED = (
+    "environments() needs a function or a method of a plain class: pytest cannot run this test once for each environment"
+    " (as a method of a unittest.TestCase), and here it would be no test of them"
+)
 LAST_WORDS = 4000  # characters of what a process said that ended
 
 
@@ -143,11 +147,11 @@ class Runner:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         """Reports what the environment's own pytest says of a marked test."""
-        key = _key(item)
-        if key is None:
+        if item.get_closest_marker("environments") is None:
             return None
+        key = _key(item)
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._reports(key, item, nextitem):
+        for report in self._reports(key, item, nextitem) if key else [_broken(item, UNSUITED, when="setup")]:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True

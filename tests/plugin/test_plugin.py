@@ -155,6 +155,22 @@ def test_a_wrong_mark_is_refused(pytester: pytest.Pytester) -> None:
     assert "environments() has no argument 'famly'" in said
 
 
+def test_a_test_that_cannot_be_multiplied_is_refused_and_not_run_here(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import unittest, pytest
+
+        @pytest.mark.environments("numpy==1.26.4")
+        class TestUnit(unittest.TestCase):
+            def test_never(self):
+                pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*environments() needs a function or a method of a plain class*"])
+
+
 @pytest.mark.slow
 def test_an_interrupt_leaves_nothing_behind(pytester: pytest.Pytester, tmp_path: Path) -> None:
     started = tmp_path / "started"
