@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import struct
 import zlib
 from pathlib import Path
@@ -21,19 +22,37 @@ _KINDS = ((b"\x89PNG\r\n\x1a\n", "png"), (b"\xff\xd8\xff", "jpeg"), (b"GIF8", "g
 
 
 class Pictures:
-    """Turns pictures into `data:` addresses, as long as there is room in the page."""
+    """The pictures of a page, as long as there is room in it: each content is in it once, however often it is shown."""
 
     def __init__(self) -> None:
         self.room = ALL
+        self.images: dict[bytes, tuple[str, str]] = {}
+        """By the digest of the content: the picture's name in the page, and its `data:` address."""
 
-    def address(self, value: Any) -> str | None:
-        """The picture's address; None where it is none, too large, or of a kind that browsers do not show."""
+    def name(self, value: Any) -> str | None:
+        """The picture's name in the page; None where it is none, too large, or of a kind that browsers do not show."""
         data = self._bytes(value)
         kind = None if data is None else _kind(data)
-        if data is None or kind is None or len(data) > min(LARGEST, self.room):
+        if data is None or kind is None:
             return None
-        self.room -= len(data)
-        return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        digest = hashlib.blake2b(data, digest_size=20).digest()
+        if digest not in self.images:
+            if len(data) > min(LARGEST, self.room):
+                return None
+            self.room -= len(data)
+            address = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+            self.images[digest] = (f"picture-{len(self.images)}", address)
+        return self.images[digest][0]
+
+    def definitions(self) -> str:
+        """An SVG that shows nothing and holds every picture, for `<use>`; each fills the place where it is used."""
+        if not self.images:
+            return ""
+        images = "".join(
+            f'<image id="{name}" href="{address}" width="100%" height="100%" preserveAspectRatio="xMidYMid slice"/>'
+            for name, address in self.images.values()
+        )
+        return f'<svg class="pictures" aria-hidden="true" width="0" height="0"><defs>{images}</defs></svg>'
 
     def _bytes(self, value: Any) -> bytes | None:
         if isinstance(value, (bytes, bytearray)):

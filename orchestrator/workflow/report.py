@@ -112,17 +112,17 @@ def _cards(results: Results) -> str:
     )
     more = results.rows - len(results.cards)
     note = f'<p class="soft">{more} more items are in results.jsonl.</p>' if more > 0 else ""
-    return f'<h2>Items</h2><div class="cards{" wide" if wide else ""}">{cards}</div>{note}'
+    return f'<h2>Items</h2>{pictures.definitions()}<div class="cards{" wide" if wide else ""}">{cards}</div>{note}'
 
 
 def _card(card: Mapping[str, Any], pictures: Pictures) -> str:
     title, text = _text(card.get("title")), _text(card.get("text"))
     parts = []
     if card.get("picture") is not None:
-        address = pictures.address(card["picture"])
+        name = pictures.name(card["picture"])
         inside = (
-            f'<img src="{address}" alt="{escape(title)}" loading="lazy">'
-            if address
+            f'<svg role="img" aria-label="{escape(title)}"><use href="#{name}"/></svg>'
+            if name
             else f"<small>{escape(_text(getattr(card['picture'], 'name', 'picture not shown')))}</small>"
         )
         parts.append(f'<div class="photo">{inside}</div>')

@@ -74,7 +74,7 @@ def test_every_word_is_escaped_and_every_tag_closed(here: Path) -> None:
     assert tags.open == []
     assert {tag for tag, _ in tags.found} <= {
         "html", "head", "meta", "title", "style", "body", "main", "header", "h1", "h2", "h3", "p", "div", "span", "b",
-        "small", "article", "img", "i", "table", "thead", "tbody", "tr", "th", "td", "svg", "g", "path", "line", "text", "rect",
+        "small", "article", "image", "use", "defs", "i", "table", "thead", "tbody", "tr", "th", "td", "svg", "g", "path", "line", "text", "rect",
         "details", "summary", "pre", "code", "footer", "br",
     }  # fmt: skip
     assert not any(name.startswith("on") for _, attributes in tags.found for name in attributes)
@@ -83,7 +83,7 @@ def test_every_word_is_escaped_and_every_tag_closed(here: Path) -> None:
 
 def test_nothing_is_loaded_from_outside(here: Path) -> None:
     text = page(here)
-    assert not re.search(r"(src|href)=\"(?!data:)", text)
+    assert not re.search(r"(src|href)=\"(?!data:|#picture-\d)", text)
     assert "url(" not in text
     assert "@import" not in text
     assert "default-src 'none'" in text
@@ -123,16 +123,37 @@ def test_only_pictures_get_into_the_page(tmp_path: Path, monkeypatch: pytest.Mon
     pictures = Pictures()
     (tmp_path / "x.png").write_text("<svg onload=alert(1)>")
     (tmp_path / "real.bin").write_bytes(b"\xff\xd8\xff" + b"0" * 10)
-    assert pictures.address(File(tmp_path / "x.png")) is None
-    assert pictures.address(File(tmp_path / "none.png")) is None
-    assert pictures.address("") is None
-    assert pictures.address(np.zeros((2, 2), np.float32)) is None
-    address = pictures.address(File(tmp_path / "real.bin"))
-    assert address is not None
-    assert address.startswith("data:image/jpeg;base64,")
-    assert base64.b64decode(address.split(",")[1]).startswith(b"\xff\xd8\xff")
+    assert pictures.name(File(tmp_path / "x.png")) is None
+    assert pictures.name(File(tmp_path / "none.png")) is None
+    assert pictures.name("") is None
+    assert pictures.name(np.zeros((2, 2), np.float32)) is None
+    assert pictures.definitions() == ""
+    assert pictures.name(File(tmp_path / "real.bin")) == "picture-0"
+    (address,) = re.findall(r'href="data:image/jpeg;base64,([^"]*)"', pictures.definitions())
+    assert base64.b64decode(address).startswith(b"\xff\xd8\xff")
     pictures.room = 5
-    assert pictures.address(File(tmp_path / "real.bin")) is None
+    (tmp_path / "other.bin").write_bytes(b"\xff\xd8\xff" + b"1" * 10)
+    assert pictures.name(File(tmp_path / "other.bin")) is None
+    assert pictures.name(File(tmp_path / "real.bin")) == "picture-0"
+
+
+def test_a_picture_that_many_cards_show_is_in_the_page_once(here: Path) -> None:
+    for name, shade in (("a", 200), ("copy-of-a", 200), ("b", 100)):
+        (here / f"{name}.png").write_bytes(png(np.full((4, 6, 3), shade, np.uint8)))
+    workflow = Workflow.parse(
+        """
+version: 1
+name: w
+inputs: {photos: {type: images, default: "*.png"}, versions: {type: list, default: [x, y, z]}}
+steps: [{id: v, for_each: {photo: "${photos}", version: "${versions}"}, call: collect, with: {values: "${version}"}}]
+report: {item: {title: "${photo.name}", picture: "${photo}"}}
+"""
+    )
+    text = workflow.run(FakeModels()).report.read_text()
+    uses = re.findall(r'<use href="#(picture-\d)"/>', text)
+    assert uses == ["picture-0"] * 3 + ["picture-1"] * 3 + ["picture-0"] * 3
+    assert re.findall(r'<image id="(picture-\d)"', text) == ["picture-0", "picture-1"]
+    assert text.count("data:image/png;base64,") == 2
 
 
 def test_numbers_for_people() -> None:
