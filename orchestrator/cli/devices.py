@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -34,7 +33,7 @@ def command(console: Console, watch: bool, interval: float) -> None:
         while True:
             inventory = ledger.free(Inventory.detect(console.settings))
             if console.json_output:
-                console.data(json.dumps(_described(inventory)))
+                console.json(_described(inventory), indent=None)
             else:
                 click.clear()  # does nothing where stdout is no terminal
                 _show(console, inventory)

@@ -57,7 +57,15 @@ class LiveProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Takes the lines away for good; things that finish later are still told. Safe to call twice."""
         self.progress.stop()
+
+    def say(self, text: str) -> None:
+        """Writes a line above the lines, as it is: no markup, no wrapping."""
+        self.progress.console.print(text, markup=False, soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
         if event.stage == "state":

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from orchestrator import __version__
-from orchestrator.cli.console import Console, JsonRecords
+from orchestrator.cli.console import Console, ConsoleHandler, JsonRecords
 from orchestrator.errors import OrchestratorError
 
 __all__ = ["cli", "main"]
@@ -80,7 +80,7 @@ def cli(ctx: click.Context, /, quiet: bool, verbose: int, **overrides: Any) -> N
     """Run models whose dependencies cannot share an environment in one program."""
     ctx.obj = Console(quiet=quiet, verbose=verbose, overrides=overrides)
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = ConsoleHandler(ctx.obj)
     if os.environ.get("ORCHESTRATOR_LOG_FORMAT") == "json":
         handler.setFormatter(JsonRecords())
     else:

@@ -33,24 +33,33 @@ COLUMNS = (
 @json_option
 @pass_console
 def command(console: Console, watch: bool) -> None:
-    """List the running models of every orchestrator process of this user."""
-    while True:
-        coordinators = running(console.settings)
-        if watch:
-            click.clear()
-        if console.json_output:
-            console.json(
-                [{"pid": c.pid, "command": c.command, "deployments": c.deployments} for c in coordinators]
-            )
-        elif console.quiet:
-            for coordinator in coordinators:
-                for deployment in coordinator.deployments:
-                    console.data(deployment["name"])
-        else:
-            console.table(COLUMNS, [row for coordinator in coordinators for row in _rows(coordinator)])
-        if not watch:
-            return
-        time.sleep(2)
+    """List the running models of every orchestrator process of this user.
+
+    With --json --watch: one JSON value a line.
+    """
+    if not watch:
+        _show(console, running(console.settings))
+        return
+    try:
+        while True:
+            if not console.json_output:
+                click.clear()  # does nothing where stdout is no terminal
+            _show(console, running(console.settings), indent=None)
+            time.sleep(2)
+    except KeyboardInterrupt:  # the way to end a watch
+        return
+
+
+def _show(console: Console, coordinators: list[RunningCoordinator], indent: int | None = 2) -> None:
+    if console.json_output:
+        records = [{"pid": c.pid, "command": c.command, "deployments": c.deployments} for c in coordinators]
+        console.json(records, indent=indent)
+    elif console.quiet:
+        for coordinator in coordinators:
+            for deployment in coordinator.deployments:
+                console.data(deployment["name"])
+    else:
+        console.table(COLUMNS, [row for coordinator in coordinators for row in _rows(coordinator)])
 
 
 def _rows(coordinator: RunningCoordinator) -> list[list[Any]]:

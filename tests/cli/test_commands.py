@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conditions import until
 
 MODEL = """
 # /// script
@@ -41,6 +42,9 @@ class Model:
         if "bad" in words:
             raise ValueError("a bad word")
         return [word + mark for word in words]
+
+    def nothing_finite(self):
+        return {"value": float("nan"), "list": [1.5, float("inf")], "array": np.array([np.nan, 2.0])}
 
     def count(self, to):
         for n in range(to):
@@ -100,6 +104,18 @@ def test_a_relative_path_a_positional_value_an_option_and_a_function(model: Path
     ]  # fmt: skip
 
 
+def test_a_method_may_be_an_argument_of_its_own(model: Path) -> None:
+    done = orchestrator("-q", "call", f"{model}:Model", "scale", "21")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
+
+
+def test_what_json_has_no_number_for_is_null(model: Path) -> None:
+    shown = json.loads(
+        orchestrator("-q", "call", f"{model}:Model.nothing_finite").stdout, parse_constant=pytest.fail
+    )
+    assert shown == {"value": None, "list": [1.5, None], "array": [None, 2.0]}
+
+
 def test_bytes_of_a_file(model: Path) -> None:
     done = orchestrator("-q", "call", f"{model}:Model.length", f"data=@{model}")
     assert done.stdout.strip() == str(len(MODEL))
@@ -107,7 +123,8 @@ def test_bytes_of_a_file(model: Path) -> None:
 
 def test_arrays_are_shown_short_and_written_whole(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.npz"
-    done = orchestrator("-q", "call", f"{model}:Model.grid", "n=50", "--out", str(out))
+    done = orchestrator("call", f"{model}:Model.grid", "n=50", "--out", str(tmp_path / "out"))
+    assert f"2 arrays in {out}\n" in done.stderr  # numpy adds the suffix
     shown = json.loads(done.stdout)
     assert shown == {"small": [0, 1, 2], "large": {"dtype": "float32", "shape": [50, 50]}}
     with np.load(out) as arrays:
@@ -150,7 +167,9 @@ def test_provisioning_runs_the_self_test_on_request(tmp_path: Path, ok: str, cod
 
 
 def test_streams_print_as_they_come(model: Path) -> None:
-    assert orchestrator("-q", "call", f"{model}:Model.count", "to=4", "--stream").stdout == "0123\n"
+    streamed = ("-q", "call", f"{model}:Model.count", "to=4", "--stream")
+    assert orchestrator(*streamed).stdout == "0123\n"
+    assert orchestrator(*streamed, "--json").stdout.split() == ['"0"', '"1"', '"2"', '"3"']
 
 
 @pytest.mark.parametrize(
@@ -166,6 +185,12 @@ def test_streams_print_as_they_come(model: Path) -> None:
         (["MODEL:Nothing.scale", "x=1"], 1, "Nothing"),
         (["MODEL:Model.scale", "x=1", "-o", "colour=red"], 1, "colour"),
         (["/no/such.py:Model.m"], 2, "cannot read"),
+        (["MODEL:Model"], 2, "METHOD is missing"),
+        (["MODEL:Model.scale", "x=1", "-o", "factor"], 2, "write KEY=VALUE"),
+        (["MODEL:Model.scale", "x=1", "-o", "replicas=2"], 2, "write --replicas"),
+        (["MODEL:Model.scale", "x=1", "--timeout", "0"], 2, "--timeout"),
+        (["MODEL:Model.count", "to=1", "--stream", "--out", "x.npz"], 2, "leave out --map and --out"),
+        (["MODEL:Model.grid", "n=1", "--out", "/no/such/x.npz"], 2, "/no/such is no folder"),
     ],
 )
 def test_mistakes_are_explained_without_a_traceback(
@@ -203,9 +228,7 @@ def listed() -> list[dict[str, object]]:
 
 
 def test_ps_logs_and_stop_reach_another_process(served: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 30
-    while not (found := listed()) or found[0]["replicas"][0]["in_flight"] != 1:  # type: ignore[index]
-        assert time.monotonic() < end, "ps never saw the running call"
+    until(lambda: [d["replicas"][0]["in_flight"] for d in listed()] == [1])  # type: ignore[index]
     assert "served" in orchestrator("ps").stdout
     assert "loaded with 2" in orchestrator("logs", "served").stdout
     wrong = orchestrator("stop", "serve")
@@ -218,9 +241,7 @@ def test_ps_logs_and_stop_reach_another_process(served: subprocess.Popen[str]) -
 
 
 def test_what_a_killed_process_published_is_not_shown(served: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 30
-    while not listed():
-        assert time.monotonic() < end, "ps never saw it"
+    until(listed)
     os.killpg(served.pid, signal.SIGKILL)
     served.wait()
     assert listed() == []
@@ -240,7 +261,7 @@ def test_ctrl_c_ends_a_call_with_130_and_leaves_no_worker(model: Path) -> None:
             break
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in told
     assert not Path(f"/proc/{pid}").exists()
