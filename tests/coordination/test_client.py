@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+from conditions import LONG, gone, until
 
 from orchestrator import AsyncOrchestrator, Model, Orchestrator, Settings
 from orchestrator.coordinator import LoadRequest
@@ -28,7 +27,6 @@ from orchestrator.events import Event
 
 PROBE = f"{Path(__file__).with_name('probe_model.py')}:Probe"
 OLD, NEW = ["numpy==1.26.4"], ["numpy==2.2.6"]
-LONG = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +38,6 @@ def orc(settings: Settings) -> Iterator[Orchestrator]:
 @pytest.fixture(scope="module")
 def model(orc: Orchestrator) -> Model:
     return orc.load(PROBE, with_=NEW, name="shared")
-
-
-def until(condition: Callable[[], object], seconds: float = LONG) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_two_numpy_majors_in_one_program_exchange_arrays(orc: Orchestrator, model: Model) -> None:
@@ -94,19 +81,17 @@ def test_unknown_methods_are_named_with_the_nearest(model: Model) -> None:
 def test_a_deadline_ends_the_call_and_the_next_one_works(orc: Orchestrator) -> None:
     with orc.load(PROBE, with_=NEW) as mine:
         before = mine.pid()
-        start = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            mine.call("sleep", 60, timeout=0.3)
+            mine.call("sleep", 600, timeout=0.3)
         assert mine.call("pid", timeout=LONG) == before  # interrupted, not replaced
-        assert time.monotonic() - start < 20
 
 
-def test_a_call_that_cannot_be_stopped_is_stopped_with_its_worker(settings: Settings) -> None:
+def test_a_call_that_cannot_be_stopped_is_stopped_with_its_worker(settings: Settings, tmp_path: Path) -> None:
     with Orchestrator(settings=replace(settings, stop_grace=0.5)) as orc:
         mine = orc.load(PROBE, with_=NEW)
         before = mine.pid()
-        future = mine.submit("ignore_everything")
-        time.sleep(0.2)
+        future = mine.submit("ignore_everything", str(tmp_path / "begun"))
+        until((tmp_path / "begun").exists)
         future.cancel()
         assert mine.call("pid", timeout=LONG) != before
         assert gone(before)
@@ -150,7 +135,7 @@ def test_a_replica_that_cannot_come_back_is_quarantined(orc: Orchestrator, tmp_p
 
 
 def test_a_silent_worker_is_replaced(settings: Settings) -> None:
-    with Orchestrator(settings=replace(settings, heartbeat_timeout=2.0)) as mine:
+    with Orchestrator(settings=replace(settings, heartbeat_timeout=5.0)) as mine:
         model = mine.load(PROBE, with_=NEW)
         with pytest.raises(WorkerDied):
             model.call("stop_itself", timeout=LONG)
@@ -171,10 +156,12 @@ def test_keep_alive_ends_an_idle_worker_and_a_call_brings_it_back(orc: Orchestra
         assert mine.call("pid", timeout=LONG) != first
 
 
-def test_replicas_share_the_calls(orc: Orchestrator) -> None:
+def test_replicas_share_the_calls(orc: Orchestrator, tmp_path: Path) -> None:
     with orc.load(PROBE, with_=NEW, replicas=2) as mine:
-        futures = [mine.submit("sleep", 0.2) for _ in range(4)] + [mine.submit("pid") for _ in range(8)]
-        assert len({f.result(LONG) for f in futures[4:]}) == 2
+        futures = [mine.submit("pid_when", str(tmp_path / "go")) for _ in range(8)]
+        until(lambda: [replica.in_flight for replica in mine._deployment.replicas] == [2, 2])
+        (tmp_path / "go").touch()
+        assert len({f.result(LONG) for f in futures}) == 2
 
 
 def test_names_are_unique_and_found_again(orc: Orchestrator, model: Model) -> None:

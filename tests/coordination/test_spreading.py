@@ -8,14 +8,14 @@ import json
 import os
 import signal
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conditions import LONG, until
 
 from orchestrator import AsyncOrchestrator, Model, Orchestrator, Settings
 from orchestrator.errors import Cancelled, ConfigError, DeadlineExceeded, RemoteError, WorkerDied
@@ -24,7 +24,6 @@ from orchestrator.workflow import Workflow
 
 FAMILY = f"{Path(__file__).with_name('spread_model.py')}:Spread"
 WITH = ["numpy==2.2.6"]
-LONG = 60.0
 
 news: list[Event] = []
 
@@ -55,13 +54,6 @@ def begun(folder: Path) -> list[tuple[int, str]]:
 
 def counts(folder: Path) -> Counter[int]:
     return Counter(int(item) for _, item in begun(folder))
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def close_gates(folder: Path, items: range) -> None:

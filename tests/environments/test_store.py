@@ -11,20 +11,21 @@ import time
 
 import psutil
 import pytest
+from conditions import until
 
 from orchestrator.environments.environment import MARKER, site_packages
 from orchestrator.environments.interpreters import find_interpreter
 from orchestrator.logs import logs_of, parse, read_lines
 
-SLOW = {"slow/__init__.py": "import time\ntime.sleep(60)\n"}
+SLOW = {"slow/__init__.py": "import time\ntime.sleep(600)\n"}
 HALF = {"slow/__init__.py": "import time\ntime.sleep(1.5)\n"}
 
 
-def wait_until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+def held_until(condition):
+    """A package whose import lasts until `condition`, an expression with `Path` and `here`, the file itself."""
+    text = "import time\nfrom pathlib import Path\nhere = Path(__file__)\nend = time.monotonic() + 60\n"
+    text += f"while not ({condition}) and time.monotonic() < end: time.sleep(0.01)\n"
+    return {"slow/__init__.py": text}
 
 
 def building_in(machine):
@@ -85,7 +86,7 @@ def test_a_second_time_it_is_found_at_once(machine):
         started = time.perf_counter()
         assert machine.store.find(family) == first
         seconds.append(time.perf_counter() - started)
-    assert sorted(seconds)[10] < 0.030
+    assert min(seconds) < 0.030  # of 20, so that a loaded machine does not count
 
 
 def test_only_what_was_imported_is_compiled_and_the_next_environment_gets_it(machine, monkeypatch):
@@ -169,9 +170,15 @@ def test_what_is_not_whole_is_built_again(machine, damage):
 
 
 def test_two_processes_build_it_once(machine):
-    machine.wheel("slow", "1.0", files=HALF)
+    go = machine.root / "go"
+    machine.wheel("slow", "1.0", files=held_until(f"Path({str(go)!r}).exists()"))
     machine.declare("family", ["slow"])
-    code = "def say(event): print(event.message, flush=True)\nprint(store.ensure(family('family'), say).id)\n"
+    code = (
+        "def say(event):\n"
+        "    print(event.message, flush=True)\n"
+        f"    if event.message.startswith('waiting'): Path({str(go)!r}).touch()\n"
+        "print(store.ensure(family('family'), say).id)\n"
+    )
     processes = [machine.start(code) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0].splitlines() for process in processes]
     assert outputs[0][-1] == outputs[1][-1]
@@ -201,8 +208,13 @@ def test_two_threads_build_it_once(machine):
 
 
 def test_several_are_built_at_once_and_errors_keep_their_place(machine):
-    machine.wheel("slow", "1.0", files=HALF)
-    machine.wheel("slow", "2.0", files=HALF)
+    meeting = machine.root / "meeting"
+    meeting.mkdir()
+    for version in ("1.0", "2.0"):  # each import waits for the other
+        arrived = (
+            f"Path({str(meeting)!r}, {version!r}).touch() or len(list(Path({str(meeting)!r}).iterdir())) == 2"
+        )
+        machine.wheel("slow", version, files=held_until(arrived))
     families = [machine.declare(f"f{n}", [f"slow=={n}.0"]) for n in (1, 2, 3)]
     events = []
     results = machine.store.ensure_all(families, events.append)
@@ -216,11 +228,10 @@ def test_kill_9_in_a_build_leaves_nothing_that_is_taken_for_ready(machine):
     machine.wheel("slow", "1.0", files=SLOW)
     family = machine.declare("family", ["slow"])
     process = machine.start("store.ensure(family('family'))")
-    wait_until(lambda: building_in(machine))
+    until(lambda: building_in(machine))
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
-    process.communicate()
-    wait_until(lambda: not processes_of(machine))  # the probe dies with it
+    process.communicate(timeout=60)
+    until(lambda: not processes_of(machine))  # the probe dies with it
     assert machine.leftovers()
     assert machine.store.find(family) is None
     assert machine.store.list() == []
@@ -229,11 +240,14 @@ def test_kill_9_in_a_build_leaves_nothing_that_is_taken_for_ready(machine):
 
 
 def test_a_build_under_way_is_not_swept_away(machine):
-    machine.wheel("slow", "1.0", files=HALF)
+    go = machine.root / "go"
+    machine.wheel("slow", "1.0", files=held_until(f"Path({str(go)!r}).exists()"))
     machine.declare("family", ["slow"])
     process = machine.start("print(store.ensure(family('family')).id)")
-    wait_until(lambda: building_in(machine))
+    until(lambda: building_in(machine))
     machine.ensure(machine.declare("other"))
+    assert process.poll() is None
+    go.touch()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out
@@ -248,11 +262,13 @@ def test_an_interrupted_build_leaves_nothing_behind(machine, how):
         "store.ensure_all([family('family'), family('family')])"
     )
     process = machine.start(code)
-    wait_until(lambda: building_in(machine))
+    until(lambda: building_in(machine))
     process.send_signal(how)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode != 0
-    assert not processes_of(machine)
+    until(
+        lambda: not processes_of(machine)
+    )  # what its programs started has been killed, and ends a moment later
     assert not machine.leftovers()
 
 
@@ -267,8 +283,9 @@ def test_the_interpreter_of_an_environment_may_go(machine):
 
 
 def test_a_use_is_written_down(machine):
+    before = time.time()
     environment = machine.ensure(machine.declare("family"))
-    assert time.time() - machine.store.last_used(environment.id) < 10
+    assert before - 1 <= machine.store.last_used(environment.id) <= time.time() + 1
     assert machine.store.last_used("unknown") == 0
 
 
@@ -290,12 +307,11 @@ def test_the_python_of_the_lock_is_used(machine):
 def test_building_beside_other_work_ends_when_that_fails(machine):
     machine.wheel("slow", "1.0", files=SLOW)
     family = machine.declare("family", ["slow"])
-    started = time.monotonic()
-    with pytest.raises(AssertionError), machine.store.ensuring(family) as building:
-        wait_until(lambda: building_in(machine) and building.done(), seconds=3)
-    assert time.monotonic() - started < 20
-    assert building.exception() is not None
-    assert not processes_of(machine)
+    with pytest.raises(ZeroDivisionError), machine.store.ensuring(family) as building:  # noqa: PT012 - two things at once
+        until(lambda: building_in(machine))
+        raise ZeroDivisionError
+    assert building.exception() is not None  # long before the import ends
+    until(lambda: not processes_of(machine))
     assert not machine.leftovers()
 
 

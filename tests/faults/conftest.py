@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-from house import House, gone, until
+from conditions import gone, until
+from house import House
 
 from orchestrator import Settings
 

@@ -7,7 +7,8 @@ import signal
 
 import numpy as np
 import pytest
-from house import LONG, House
+from conditions import LONG
+from house import House
 
 
 @pytest.mark.parametrize("size", [10, 1 << 20])

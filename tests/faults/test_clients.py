@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from house import FAULTY, LONG, NUMPY, gone, lines, until
+from conditions import LONG, gone, until
+from house import FAULTY, NUMPY, lines
 
 from orchestrator import Settings
 

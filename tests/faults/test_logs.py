@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from house import FAULTY, LONG, House, until
+from conditions import LONG, until
+from house import FAULTY, House
 
 from orchestrator.logs import LogLine, last_lines, logs_of, new_log, note, parse, read_lines
 from orchestrator.worker import logfile
@@ -158,7 +159,7 @@ def test_a_worker_its_life_and_its_secrets(
 def orchestrator(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "orchestrator", *arguments], capture_output=True, text=True, check=False,
-        timeout=LONG, env={**os.environ, **variables},
+        timeout=4 * LONG, env={**os.environ, **variables},
     )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from house import FAULTY, LONG, House, gone, lines, until
+from conditions import LONG, gone, until
+from house import FAULTY, House, lines
 
 from orchestrator import Settings
 from orchestrator.environments import Environment
@@ -32,7 +33,7 @@ from orchestrator.worker import segments
 
 @pytest.mark.slow
 def test_a_worker_that_is_stopped_is_replaced_and_one_that_goes_on_is_not(house: House) -> None:
-    model = house.load(house.open(heartbeat_timeout=3.0))
+    model = house.load(house.open(heartbeat_timeout=5.0))
     replica = model._deployment.replicas[0]
     pid = model.pid()
     os.kill(pid, signal.SIGSTOP)
@@ -47,7 +48,7 @@ def test_a_worker_that_is_stopped_is_replaced_and_one_that_goes_on_is_not(house:
 
 @pytest.mark.slow
 def test_a_worker_that_is_stopped_while_it_loads_is_not_waited_for(house: House, tmp_path: Path) -> None:
-    orc = house.open(heartbeat_timeout=1.0)
+    orc = house.open(heartbeat_timeout=3.0)
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(house.load, orc, marker=str(tmp_path / "loads"), seconds=10 * LONG)
         until(lambda: lines(tmp_path / "loads"))
@@ -264,8 +265,9 @@ def test_a_thousand_loads_and_unloads_leave_nothing(
             link.unload(LONG)
         link.close(LONG)
 
+    children, maps = held()[2:]  # what other tests left, a process of multiprocessing for example
     live(0)  # what is made once
-    until(lambda: held()[2:] == (0, 0))
+    until(lambda: held()[2] <= children and held()[3] <= maps)
     before = held()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(live, range(processes)))

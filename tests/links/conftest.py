@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from conditions import gone, until
 from small_environments import small_environment
 
 from orchestrator.environments import Environment
@@ -65,7 +65,7 @@ def spawn(numpy1: Environment, tmp_path: Path) -> Iterator[Callable[..., WorkerP
     for process in started:
         tree = _tree(process.pid)
         process.stop(0)
-        assert not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], "left behind"
+        until(lambda tree=tree: all(map(gone, tree)))
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def shared(numpy1: Environment, tmp_path_factory: pytest.TempPathFactory) -> Ite
     link.close(2)
 
 
-def _tree(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.Error):
-        root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
-    return []
+def _tree(pid: int) -> list[int]:
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.Error:
+        return []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from conditions import until
 
 from orchestrator.errors import WorkerDied
 from orchestrator.worker.forwarding import promise
@@ -38,13 +38,6 @@ def everything_is_back(workers: list[SimpleNamespace]) -> bool:
     return not any(end.views.held + end.pool.lent for end in ends)
 
 
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.01)
-
-
 def test_it_arrives_bit_by_bit_without_a_copy_and_comes_back(two: list[SimpleNamespace]) -> None:
     one, other = two
     array = made(one)
@@ -54,7 +47,7 @@ def test_it_arrives_bit_by_bit_without_a_copy_and_comes_back(two: list[SimpleNam
         assert data == array.tobytes()
     assert other.link._post.pool.bytes == 0
     del array
-    eventually(lambda: everything_is_back(two))
+    until(lambda: everything_is_back(two))
     one.link.call("zeros", [SIZE])  # the producer's segment is used again
     assert one.link._post.views.known == 1
 
@@ -68,7 +61,7 @@ def test_what_the_receiver_keeps_stays_as_it_was(two: list[SimpleNamespace]) -> 
         one.link.call("echo", [np.full(SIZE, 9, np.uint8)])
     assert other.link.call("kept_sum") == 7 * SIZE // 4096
     other.link.call("forget")
-    eventually(lambda: everything_is_back(two))
+    until(lambda: everything_is_back(two))
 
 
 @pytest.mark.slow
@@ -81,7 +74,7 @@ def test_a_cancelled_call_gives_back_what_it_was_lent(two: list[SimpleNamespace]
     for future in (*waiting, busy):
         future.cancel()
     del array, waiting
-    eventually(lambda: everything_is_back(two))
+    until(lambda: everything_is_back(two))
     assert other.link.call("echo", [1]) == 1
 
 
@@ -101,6 +94,6 @@ def test_a_worker_that_dies_with_it_in_hand_leaves_nothing_behind(
     else:
         with pytest.raises(WorkerDied):
             waiting.result(60)
-        eventually(lambda: other.link._post.pool.lent == 0)
+        until(lambda: other.link._post.pool.lent == 0)
     del array, waiting
-    eventually(lambda: everything_is_back(two))
+    until(lambda: everything_is_back(two))

@@ -117,13 +117,13 @@ def test_every_python_that_a_family_may_need(start, environment_of, version):
     for spelling in DTYPES if version == "3.8" else DTYPES[::4]:
         check(toy.link, spelling)
     assert list(toy.link.stream("count", [40], buffer=3)) == list(range(40))
-    assert [f.result(20) for f in [toy.link.submit("echo", [k]) for k in range(50)]] == list(range(50))
+    assert [f.result(60) for f in [toy.link.submit("echo", [k]) for k in range(50)]] == list(range(50))
     with pytest.raises(RemoteError, match="ValueError: no"):
         toy.link.call("fail")
     future = toy.link.submit("patient", [30])
     assert toy.link.silence() == 0
     assert future.cancel()
-    toy.link.close(10)
+    toy.link.close(60)
     assert toy.process.returncode == 0
 
 

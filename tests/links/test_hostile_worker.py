@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import msgpack
 import numpy as np
 import pytest
+from conditions import until
 
 from orchestrator.errors import Cancelled, DeadlineExceeded, ProtocolError
 from orchestrator.links import WorkerLink
@@ -57,7 +58,7 @@ class FakeWorker:
 
     def greet(self):
         self.say(m.HELLO, 0, HELLO)
-        self.link.hello(10)
+        self.link.hello(60)
         self.thread.start()
 
     def _serve(self):
@@ -84,7 +85,7 @@ class FakeWorker:
     def close(self):
         self._over.set()
         if self.thread.is_alive():
-            self.thread.join(10)
+            self.thread.join(60)
         self.transport.close()
         self.link.close(0)
         self.meeting.close()
@@ -106,7 +107,7 @@ def echo(fake):
 def test_another_protocol_version(fake):
     fake.say(m.HELLO, 0, {**HELLO, "protocol": 99})
     with pytest.raises(ProtocolError, match="protocol 99"):
-        fake.link.hello(10)
+        fake.link.hello(60)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +116,13 @@ def test_another_protocol_version(fake):
 def test_a_greeting_that_is_none(fake, greeting):
     fake.say(m.HELLO, 0, greeting)
     with pytest.raises(ProtocolError, match="hello cannot be read"):
-        fake.link.hello(10)
+        fake.link.hello(60)
 
 
 def test_garbage_instead_of_a_greeting(fake):
     fake.transport.send([b"\xc1"])
     with pytest.raises(ProtocolError, match="cannot be understood"):
-        fake.link.hello(30)
+        fake.link.hello(60)
 
 
 def test_the_socket_is_gone_from_the_file_system_after_the_greeting(fake):
@@ -142,9 +143,9 @@ def test_garbage_fails_the_calls_that_it_could_have_answered(fake, frames):
     fake.greet()
     fake.answers[m.CALL] = lambda message: fake.transport.send(frames)
     with pytest.raises(ProtocolError):
-        fake.link.call("x", timeout=10)
+        fake.link.call("x", timeout=60)
     fake.answers[m.CALL] = echo(fake)
-    assert fake.link.call("x", [5], timeout=10) == [5]
+    assert fake.link.call("x", [5], timeout=60) == [5]
 
 
 def test_a_result_that_cannot_be_decoded_fails_its_own_call_only(fake):
@@ -158,11 +159,11 @@ def test_a_result_that_cannot_be_decoded_fails_its_own_call_only(fake):
 
     fake.answers[m.CALL] = answer
     with ThreadPoolExecutor(2) as pool:
-        bad = pool.submit(fake.link.call, "x", ["bad"], timeout=10)
-        good = pool.submit(fake.link.call, "x", ["good"], timeout=10)
-        assert good.result(10) == "good"
+        bad = pool.submit(fake.link.call, "x", ["bad"], timeout=60)
+        good = pool.submit(fake.link.call, "x", ["good"], timeout=60)
+        assert good.result(60) == "good"
         with pytest.raises(ProtocolError, match="cannot be read"):
-            bad.result(10)
+            bad.result(60)
 
 
 def test_duplicates_and_answers_to_nobody_are_dropped_and_their_leases_returned(fake):
@@ -178,11 +179,8 @@ def test_duplicates_and_answers_to_nobody_are_dropped_and_their_leases_returned(
 
     fake.answers[m.CALL] = answer
     for _ in range(30):
-        assert np.array_equal(fake.link.call("x", timeout=10), big)
-    end = time.monotonic() + 5
-    while fake.post.pool.lent and time.monotonic() < end:
-        time.sleep(0.02)
-    assert fake.post.pool.lent == 0
+        assert np.array_equal(fake.link.call("x", timeout=60), big)
+    until(lambda: fake.post.pool.lent == 0)
     assert fake.link.in_flight == 0
 
 
@@ -199,15 +197,14 @@ def test_answers_in_any_order(fake):
 
     fake.answers[m.CALL] = answer
     futures = [fake.link.submit("x", [k]) for k in range(20)]
-    assert [f.result(10) for f in futures] == list(range(20))
+    assert [f.result(60) for f in futures] == list(range(20))
 
 
 def test_more_items_than_were_asked_for_end_the_stream(fake):
     fake.greet()
     fake.answers[m.STREAM] = lambda message: [fake.say(m.ITEM, message.ident, k) for k in range(100)]
-    stream = fake.link.stream("x", buffer=4, timeout=20)
-    time.sleep(0.2)
-    fake.link.silence()  # reads what came
+    stream = fake.link.stream("x", buffer=4, timeout=60)
+    until(lambda: fake.link.channel.glance() or stream._pending.failure)  # nobody takes an item meanwhile
     with pytest.raises(ProtocolError, match="more items"):
         list(stream)
 
@@ -219,26 +216,24 @@ def test_an_error_that_cannot_be_read(fake, body):
     fake.greet()
     fake.answers[m.CALL] = lambda message: fake.say(m.ERROR, message.ident, body)
     with pytest.raises(ProtocolError, match="cannot be read"):
-        fake.link.call("x", timeout=10)
+        fake.link.call("x", timeout=60)
 
 
 def test_an_answer_of_the_wrong_kind(fake):
     fake.greet()
     fake.answers[m.CALL] = lambda message: fake.say(m.END, message.ident, None)
     with pytest.raises(ProtocolError, match="wrong kind"):
-        fake.link.call("x", timeout=10)
+        fake.link.call("x", timeout=60)
     fake.answers[m.LOAD] = lambda message: fake.say(m.RESULT, message.ident, [1])
     with pytest.raises(ProtocolError, match="load report"):
-        fake.link.load(None, {}, {}, timeout=10)
+        fake.link.load(None, {}, {}, timeout=60)
 
 
 def test_a_worker_that_never_answers_meets_the_deadline_and_is_told(fake):
     fake.greet()
     with pytest.raises(DeadlineExceeded):
         fake.link.call("x", timeout=0.2)
-    end = time.monotonic() + 5
-    while m.CANCEL not in [r.kind for r in fake.received] and time.monotonic() < end:
-        time.sleep(0.01)
+    until(lambda: m.CANCEL in [r.kind for r in fake.received])
     assert [r.kind for r in fake.received][-1] == m.CANCEL
     assert fake.link.silence() == 0.0
     time.sleep(0.1)
@@ -248,13 +243,10 @@ def test_a_worker_that_never_answers_meets_the_deadline_and_is_told(fake):
 def test_leases_go_back_by_themselves_when_there_is_no_other_message(fake):
     fake.greet()
     fake.answers[m.CALL] = lambda message: fake.say(m.RESULT, message.ident, np.zeros(200_000))
-    got = fake.link.call("x", timeout=10)
+    got = fake.link.call("x", timeout=60)
     assert fake.post.pool.lent == 1
     del got
-    end = time.monotonic() + 5
-    while fake.post.pool.lent and time.monotonic() < end:
-        time.sleep(0.02)
-    assert fake.post.pool.lent == 0
+    until(lambda: fake.post.pool.lent == 0)
 
 
 # -- and the other way round: a real worker, and frames that no client sends ----------------------------------------------
@@ -286,21 +278,21 @@ def test_a_worker_outlives_whatever_it_is_sent(toy):
         link.channel.post([bytes(f) for f in frames])
         if number % 300 == 0:
             try:
-                assert link.call("echo", [number], timeout=30) == number
+                assert link.call("echo", [number], timeout=60) == number
             except (ProtocolError, Cancelled):
                 pass  # the worker's complaint about one of those came in between
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
-            assert link.call("echo", ["still here"], timeout=10) == "still here"
+            assert link.call("echo", ["still here"], timeout=60) == "still here"
             break
         except (ProtocolError, Cancelled):
             continue
     assert toy.process.alive
-    assert list(link.stream("count", [3], timeout=10)) == [0, 1, 2]
+    assert list(link.stream("count", [3], timeout=60)) == [0, 1, 2]
 
 
 def test_a_worker_refuses_another_protocol(toy):
     toy.link.send(m.HELLO, 0, {"protocol": 99})
     with pytest.raises(ProtocolError, match="protocol 99"):
-        toy.link.call("nap", [0.5], timeout=10)
+        toy.link.call("nap", [0.5], timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -55,7 +56,9 @@ class Intruder:
         self.socket.connect(address)
 
     def send(self, frames: list[bytes]) -> None:
-        self.socket.send_multipart(frames)
+        """Sends, unless it has been turned away already: its messages have nowhere to go then."""
+        with contextlib.suppress(zmq.Again):
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
 
     def turned_away(self) -> bool:
         """Waits for the end of the handshake."""
@@ -168,9 +171,12 @@ class Wiretap:
         self.server.close()
         self.threads[0].join(WAIT)
         for end in self.ends:
-            end.close()
+            with contextlib.suppress(OSError):  # the other side was first
+                end.shutdown(socket.SHUT_RDWR)  # which ends a recv; closing alone does not
         for thread in self.threads[1:]:
             thread.join(WAIT)
+        for end in self.ends:
+            end.close()
 
 
 def test_what_passes_cannot_be_read(spawn, monkeypatch):

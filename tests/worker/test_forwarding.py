@@ -168,7 +168,7 @@ def test_no_descriptor_stays_open() -> None:
     middle.close()
     assert np.array_equal(held, BIG)
     del held, middle
-    assert descriptors() == before
+    assert descriptors() <= before  # what other tests leave may go meanwhile
 
 
 def test_a_receiver_maps_it_for_reading_only(middle: Middle) -> None:

@@ -93,7 +93,8 @@ def test_segments_are_used_again(posts):
         assert got[3] == 3 + k
         del got
         give_back(receiver, sender)
-    assert (descriptors(), sender.pool.bytes) == before
+    assert descriptors() <= before[0]
+    assert sender.pool.bytes == before[1]
 
 
 def test_views_are_writable_and_do_not_change_the_senders_array(posts):
@@ -186,7 +187,7 @@ def test_without_memory_messages_travel_in_frames(posts, monkeypatch, number):
     assert len(frames) == 2
     assert np.array_equal(receiver.parse([memoryview(f).cast("B") for f in frames]).value(), BIG)
     assert sender.pool.bytes == 0
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_without_descriptors_messages_travel_in_frames(posts, monkeypatch):
@@ -248,7 +249,7 @@ def test_an_introduction_that_lies_is_refused(lie):
     introduce(ours, 1, 1 << 20, **lie)
     with pytest.raises(DecodingError):
         views.lease(1, 1, 100)
-    assert descriptors() == before
+    assert descriptors() <= before
     views.close()
     ours.close()
 

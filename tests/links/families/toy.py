@@ -114,7 +114,16 @@ class Toy:
         self.ran.append(tag)
         return tag
 
-    def patient(self, seconds):
+    def wait_for(self, path, tag=None):
+        """Until there is a file; before that it says that it has begun."""
+        begin(path)
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        self.ran.append(tag)
+        return tag
+
+    def patient(self, seconds, path=""):
+        begin(path)
         end = time.monotonic() + seconds
         while time.monotonic() < end and not cancelled():
             time.sleep(0.01)
@@ -225,6 +234,12 @@ class Broken:
 
     def __init__(self):
         raise OSError("the checkpoint is not there")
+
+
+def begin(path):
+    """Says that a method runs now, where a path is given."""
+    if path:
+        open(path + ".begun", "w").close()
 
 
 def twice(x):
