@@ -172,7 +172,7 @@ def _report(console: Console, needs: Needs, placements: list[Placement]) -> None
             else placement.explanation
         )
         console.table(
-            ("device", "name", "weights", "cache+logits", "activations", "runtime", "sum", "may be used"),
+            ("device", "name", "weights", "cache+logits+maps", "activations", "runtime", "sum", "may be used"),
             (
                 (s.label, s.device.name, *(format_size(x) for x in
                  (s.weights, s.state, s.workspace, s.runtime, s.used, s.budget)))

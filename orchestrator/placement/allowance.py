@@ -12,6 +12,8 @@ __all__ = ["DEFAULT_CONTEXT", "Allowance", "Shape", "allowance_of", "shape_of"]
 
 DEFAULT_CONTEXT = 2048
 """Tokens of a sequence that are allowed for where nobody says more: prompt, image tokens and answer."""
+MAP_COPIES = 3
+"""The joined maps, the stages that they are joined from, and their squares for patch mining."""
 GENERATES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "ForSeq2SeqLM")
 
 
@@ -33,11 +35,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Allowance:
-    """`cache` is for all layers together, `workspace` for each device that computes."""
+    """`cache` is for all layers together, `maps` for the first device, `workspace` for each device that computes."""
 
     cache: Amount = NOTHING
     logits: Amount = NOTHING
     workspace: Amount = NOTHING
+    maps: Amount = NOTHING
     terms: tuple[Term, ...] = ()
     quantised: str | None = None
 
@@ -83,7 +86,7 @@ def allowance_of(config: Mapping[str, Any], *, batch: int = 1, context: int | No
     shape = shape_of(config)
     if shape is None:
         return Allowance(quantised=quantised)
-    tokens = context or min(shape.positions or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    tokens = context or min(shape.positions or DEFAULT_CONTEXT, _default_context(config))
     per_token = 4 * shape.hidden + 3 * shape.intermediate * max(1, shape.experts_per_token)
     workspace = Amount(batch * tokens * per_token)
     activations = Term(
@@ -113,4 +116,23 @@ def allowance_of(config: Mapping[str, Any], *, batch: int = 1, context: int | No
         ),
         activations,
     )
-    return Allowance(cache, logits, workspace, terms, quantised)
+    maps, told = _picture_maps(config)
+    return Allowance(cache, logits, workspace, maps, (*terms, *told), quantised)
+
+
+def _default_context(config: Mapping[str, Any]) -> int:
+    """One picture of a tiled (HD) MiniGemini has more tokens than `DEFAULT_CONTEXT`: its config says how many it reads."""
+    if isinstance(config.get("image_grid"), int) and config["image_grid"] > 1:
+        return int(config.get("tokenizer_model_max_length") or 2 * DEFAULT_CONTEXT)
+    return DEFAULT_CONTEXT
+
+
+def _picture_maps(config: Mapping[str, Any]) -> tuple[Amount, tuple[Term, ...]]:
+    """What a ConvNeXt tower makes of one picture: maps of all its stages in a quarter of the picture's size."""
+    channels, pixels = (config.get(key) for key in ("mm_hidden_size_aux", "image_size_aux"))
+    if not isinstance(channels, int) or not isinstance(pixels, int):
+        return NOTHING, ()
+    side = pixels // 4
+    maps = Amount(MAP_COPIES * channels * side * side)
+    words = f"{channels} channels x {side} x {side}, and {MAP_COPIES - 1} copies on the way to the patches"
+    return maps, (Term("picture maps", maps, words, "first device"),)

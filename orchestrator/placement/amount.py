@@ -46,7 +46,7 @@ class Term:
     name: str
     amount: Amount
     words: str
-    where: Literal["blocks", "layers", "head", "each device"]
+    where: Literal["blocks", "layers", "head", "each device", "first device"]
 
 
 def dtype_name(name: str, *, auto: str | None = None) -> str:

@@ -50,7 +50,7 @@ class Block:
     kind: Kind
     weights: Amount
     state: Amount = NOTHING
-    """What running the block keeps beside it: its KV cache, a head's logits."""
+    """What running the block keeps beside it: its KV cache, a head's logits, a tower's maps of a picture."""
     parameters: int = 0
     tied: bool = False
     """Shares another block's weights (a head tied to the embeddings): free, and never parted from it."""
@@ -79,7 +79,7 @@ class Needs:
         return sum(b.weights.bytes(self.dtype) for b in (self.blocks if blocks is None else blocks))
 
     def state(self, blocks: Iterable[Block] | None = None) -> int:
-        """Bytes of KV cache and logits, of all blocks or of some."""
+        """Bytes of KV cache, logits and picture maps, of all blocks or of some."""
         return sum(b.state.bytes(self.dtype) for b in (self.blocks if blocks is None else blocks))
 
     def size(self, block: Block) -> int:
@@ -157,13 +157,15 @@ def needs_of(
 def assemble(
     name: str, blocks: Sequence[Block], allowance: Allowance, dtype: str, notes: Sequence[str] = ()
 ) -> Needs:
-    """Needs from blocks and an allowance: in order, with the state of layers and head attached."""
+    """Needs from blocks and an allowance: in order, with the state of towers, layers and head attached."""
     ordered = sorted(blocks, key=lambda b: RANK["other" if b.tied else b.kind])  # stable: names are in order
     layers = [b for b in ordered if b.kind == "layer"]
     heads = [b for b in ordered if b.kind == "head"] or layers[-1:]
     share = {b.name: allowance.cache.split(len(layers)) for b in layers}
     if heads:
         share[heads[-1].name] = share.get(heads[-1].name, NOTHING) + allowance.logits
+    if ordered:
+        share[ordered[0].name] = share.get(ordered[0].name, NOTHING) + allowance.maps
     placed = tuple(replace(b, state=share.get(b.name, NOTHING)) for b in ordered)
     weights = Amount(sum(b.weights.floats for b in placed), sum(b.weights.fixed for b in placed))
     words = f"{sum(b.parameters for b in placed):,} parameters in {len(placed)} blocks"

@@ -99,7 +99,7 @@ def _segments(device: Device, share: Share | None) -> Iterator[tuple[str, int, s
     each = share.weights_by_block()
     for block in share.blocks:
         yield _class(block), each[block.name], block.name
-    yield "state", share.state, "KV cache and logits"
+    yield "state", share.state, "KV cache, logits, picture maps"
     yield "workspace", share.workspace, "activations"
     yield "free", max(0, device.free - share.used), "free"
 

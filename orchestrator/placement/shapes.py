@@ -45,6 +45,7 @@ def _mgm(base: Mapping[str, Any], kind: str = "mgm") -> dict[str, Any]:
         "model_type": kind,
         "mm_hidden_size": 1024,
         "mm_hidden_size_aux": 2880,
+        "image_size_aux": 768,
         "torch_dtype": "bfloat16",
     }
 

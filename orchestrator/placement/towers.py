@@ -33,7 +33,7 @@ def towers_of(
         if key in given:
             found.append(given[key])
         elif isinstance(named, str) and not any(mark in tensor.name for tensor in tensors):
-            folder = _find(named, checkpoint) or _cached(_hub_of(key, named))
+            folder = _find(named, checkpoint) or _cached(named) or _cached(_hub_of(key, named))
             if folder is not None:
                 found.append(folder)
             else:

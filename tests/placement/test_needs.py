@@ -228,3 +228,16 @@ def test_the_shape_of_a_multimodal_config_is_its_language_part():
     config = {"architectures": ["XForConditionalGeneration"], "text_config": text, "hidden_size": 5}
     assert allowance_of(config, context=10).cache.floats == 2 * 3 * 2 * 4 * 10
     assert allowance_of({}).terms == ()
+
+
+def test_a_minigeminis_picture_maps_are_on_the_first_device_and_hd_reads_longer_prompts():
+    plain = estimate_from_config(SHAPES["mgm-7b"], "float16")
+    maps = 3 * 2880 * (768 // 4) ** 2
+    assert plain.blocks[0].state.floats == maps
+    assert next(t for t in plain.terms if t.name == "picture maps").amount.floats == maps
+    tiled = {"image_grid": 2, "image_size_aux": 1536, "tokenizer_model_max_length": 4096}
+    hd = estimate_from_config({**SHAPES["mgm-7b"], **tiled}, "float16")
+    assert hd.blocks[0].state.floats == 4 * maps
+    for place in (-1, -3):  # the head and the last layer
+        assert hd.state([hd.blocks[place]]) == 2 * plain.state([plain.blocks[place]])
+    assert allowance_of({**SHAPES["mgm-7b"], **tiled}, context=100).cache.floats == 2 * 32 * 32 * 128 * 100

@@ -20,22 +20,31 @@ class Parts(NamedTuple):
     first: int
     workspace: int  # for the towers' activations, beside `first`
     layers: Sequence[int]
-    last: int  # final norm and head
+    last: int  # the head; the final norm beside it is a few kilobytes
     tied: bool  # the head is the embeddings' own tensor
 
 
 def lay_out(
-    parts: Parts, device_map: DeviceMap, device: str, budgets: Mapping[str, int], allow_offload: bool = False
+    parts: Parts,
+    device_map: DeviceMap,
+    device: str,
+    budgets: Mapping[str, int],
+    allow_offload: bool = False,
+    planned: bool = False,
 ) -> Dict[str, str]:
     """Device by part: "first", "0" … "n-1" for the layers, "last".
 
     "sequential" fills one device before the next, "auto" and "balanced" spread evenly; a device's name means that device
     whatever its budget; a mapping is taken as it is (module names of transformers, longest match). Layers are computed on
     the CPU beside GPUs only with `allow_offload`; RuntimeError says what is needed and what is there.
+
+    `planned` budgets are the orchestrator's: for weights alone (it has counted everything else), and such that a fill
+    which keeps room on the first device for the largest part still to come, as accelerate's does, is its plan.
     """
     names = [str(index) for index in range(len(parts.layers))]
     if isinstance(device_map, Mapping):
         return checked(explicit(names, device_map), allow_offload)
+    allow_offload = allow_offload or (planned and "cpu" in budgets)
     if device_map not in ("sequential", "auto", "balanced"):
         return dict.fromkeys(["first", *names, "last"], device_map)
     if device == "cpu":
@@ -47,17 +56,24 @@ def lay_out(
     if allow_offload:
         order.append("cpu")
         rooms["cpu"] = budgets.get("cpu", 1 << 62)
-    return fill(parts, names, order, rooms)
+    return fill(parts._replace(workspace=0) if planned else parts, names, order, rooms, planned)
 
 
-def fill(parts: Parts, names: Sequence[str], order: Sequence[str], rooms: Dict[str, int]) -> Dict[str, str]:
-    """Part after part onto the device that has room, never going back."""
-    needs = dict(zip(names, parts.layers))
+def fill(
+    parts: Parts, names: Sequence[str], order: Sequence[str], rooms: Dict[str, int], reserve: bool
+) -> Dict[str, str]:
+    """Part after part onto the device that has room, never going back.
+
+    With `reserve` the first device keeps room for the largest part still to come.
+    """
+    needs = {"first": parts.first + parts.workspace, **dict(zip(names, parts.layers))}
     needs["last"] = 0 if parts.tied else parts.last
+    sizes = list(needs.values())
     placed: Dict[str, str] = {}
     position = 0
-    for name, need in [("first", parts.first + parts.workspace), *needs.items()]:
-        while position < len(order) and rooms[order[position]] < need:
+    for index, (name, need) in enumerate(needs.items()):
+        kept = max(sizes[index + 1 :], default=0) if reserve else 0
+        while position < len(order) and rooms[order[position]] < need + (0 if position else kept):
             if name == "first":
                 raise does_not_fit(
                     parts, rooms, "the vision towers and embeddings must be on the first device"
@@ -118,16 +134,16 @@ def device_name(value: Any) -> str:
     return f"cuda:{text}" if text.isdigit() else text
 
 
-def budgets_of(max_memory: Mapping[Any, Any]) -> Dict[str, int]:
-    """Bytes by device name; without any for GPUs, what is free on each visible one."""
+def budgets_of(max_memory: Mapping[Any, Any]) -> Tuple[Dict[str, int], bool]:
+    """Bytes by device name, and whether they were planned; without any for GPUs, what is free on each visible one."""
     budgets = {device_name(name): int(value) for name, value in max_memory.items()}
     if any(name != "cpu" for name in budgets):
-        return budgets
+        return budgets, True
     import torch
 
     for index in range(torch.cuda.device_count()):
         budgets[f"cuda:{index}"] = int(torch.cuda.mem_get_info(index)[0] * HEADROOM)
-    return budgets
+    return budgets, False
 
 
 def does_not_fit(parts: Parts, rooms: Mapping[str, int], why: str) -> RuntimeError:

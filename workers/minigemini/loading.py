@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
@@ -28,7 +28,7 @@ __all__ = ["Loaded", "load"]
 
 QUERY = "model.vlm_uni_query_projector.0.weight"
 DEFAULT_DETAIL = 320  # pixels per side of the ConvNeXt picture where config.json does not say
-CUT = ("model.embed_tokens.weight", "lm_head.weight")  # rows follow the tokenizer
+EMBEDDINGS = "model.embed_tokens.weight"
 BITS = {8: 1.0, 4: 0.56}  # bytes per number, block scales included
 
 
@@ -55,6 +55,9 @@ class Plan(NamedTuple):
     tensors: Tensors
     vision: VisionSources
     variant: str
+    classes: Tuple[Any, Any]  # transformers' configuration and model
+    tokenizer: Any
+    template: str
     dtype: torch.dtype
     bits: int  # 0: not quantized
 
@@ -70,62 +73,75 @@ def load(
     bits: int = 0,
 ) -> Loaded:
     """Load the checkpoint in `folder`; the arguments are those of `MiniGemini`."""
+    plan = read_plan(folder, placement.dtype, bits, template, (vision_tower, vision_tower_aux))
+    images, preprocess = vision_modules(plan)
+    language = language_module(plan)
+    budgets, planned = budgets_of(placement.max_memory or {})
+    parts = measure(plan, images, language, preprocess)
+    placed = lay_out(parts, placement.device_map, placement.device, budgets, allow_offload, planned)
+    read_vision(plan, images, placed["first"])
+    unused = read_language(plan, language, placed)
+    check_nothing_on_meta(images, language)
+    return Loaded(
+        language=language.eval(),
+        images=images.eval(),
+        preprocess=preprocess,
+        tokenizer=plan.tokenizer,
+        template=plan.template,
+        stops=stop_ids(plan.tokenizer, plan.template),
+        max_length=plan.config.get("tokenizer_model_max_length"),
+        placeholder="<im_start><image><im_end>" if plan.config.get("mm_use_im_start_end") else "<image>",
+        multiple=images.settings.grid == 1,
+        device=torch.device(placed["first"]),
+        report=report_of(plan, placed, images, language, preprocess.detail, unused),
+    )
+
+
+def read_plan(
+    folder: Path, dtype: str, bits: int, template: Optional[str], towers: Tuple[Optional[str], Optional[str]]
+) -> Plan:
+    """Everything but weights, with the errors for a folder that cannot be loaded here."""
     config = read_config(folder)
     tensors = Tensors(checkpoint_files(folder))
     if QUERY not in tensors:
         raise ValueError(f"{folder} is no MiniGemini checkpoint: it has no {QUERY}")
-    shapes = {name: entry.shape for name, entry in tensors.entries.items()}
-    variant = choose_variant(config, shapes)
+    variant = choose_variant(config, tensors.shapes())
     classes = language_classes(
         variant
     )  # before the tokenizer, whose own error for an unknown model says less
-    vision = vision_sources(folder, tensors, config, vision_tower, vision_tower_aux)
-    dtype = choose_dtype(placement.dtype, config, tensors)
-    plan = Plan(config, tensors, vision, variant, dtype, bits)
+    vision = vision_sources(folder, tensors, config, *towers)
     tokenizer = load_tokenizer(folder, variant, config)
     template = template or choose_template(variant, config, tokenizer.get_vocab(), folder.absolute().name)
     if template not in TEMPLATES:
         raise ValueError(f"template {template!r} is not known; known are {', '.join(TEMPLATES)}")
     check_version(template, folder)
-    images, preprocess = vision_modules(plan)
-    language = language_module(plan, classes, language_config(config, shapes, variant, len(tokenizer)))
-    parts = measure(plan, images, language, preprocess)
-    placed = lay_out(
-        parts, placement.device_map, placement.device, budgets_of(placement.max_memory or {}), allow_offload
-    )
-    read_vision(plan, images, placed["first"])
-    unused = read_language(plan, language, placed)
-    check_nothing_on_meta(images, language)
-    report = {
-        "variant": variant,
-        "template": template,
-        "dtype": str(dtype).replace("torch.", "") if not bits else f"{bits} bit",
+    chosen = choose_dtype(dtype, config, tensors)
+    return Plan(config, tensors, vision, variant, classes, tokenizer, template, chosen, bits)
+
+
+def report_of(
+    plan: Plan,
+    placed: Mapping[str, str],
+    images: ImageTokens,
+    language: Any,
+    pixels: int,
+    unused: Sequence[str],
+) -> Dict[str, Any]:
+    """What the load tells: the variant, the map, where the towers' weights are from, what a user may want to know."""
+    settings = images.settings
+    return {
+        "variant": plan.variant,
+        "template": plan.template,
+        "dtype": f"{plan.bits} bit" if plan.bits else str(plan.dtype).replace("torch.", ""),
         "device_map": dict(spread(placed)),
-        "image_tokens": {
-            "grid": images.settings.grid,
-            "pixels": preprocess.detail,
-            "global": images.settings.has_global,
-        },
+        "image_tokens": {"grid": settings.grid, "pixels": pixels, "global": settings.has_global},
         "towers": {
-            "clip": vision.clip.origin,
-            "convnext": sorted({source.origin for source in vision.convnext}),
+            "clip": plan.vision.clip.origin,
+            "convnext": sorted({source.origin for source in plan.vision.convnext}),
         },
         "parameters": sum(p.numel() for module in (images, language) for p in module.parameters()),
-        "notes": [*vision.notes, *notes_of(config, tokenizer, tensors), *unused],
+        "notes": [*plan.vision.notes, *notes_of(plan), *unused],
     }
-    return Loaded(
-        language=language.eval(),
-        images=images.eval(),
-        preprocess=preprocess,
-        tokenizer=tokenizer,
-        template=template,
-        stops=stop_ids(tokenizer, template),
-        max_length=config.get("tokenizer_model_max_length"),
-        placeholder="<im_start><image><im_end>" if config.get("mm_use_im_start_end") else "<image>",
-        multiple=images.settings.grid == 1,
-        device=torch.device(placed["first"]),
-        report=report,
-    )
 
 
 def read_config(folder: Path) -> Dict[str, Any]:
@@ -135,9 +151,15 @@ def read_config(folder: Path) -> Dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no config.json")
     if config.get("mm_vision_select_feature", "patch") != "patch":
         raise ValueError("mm_vision_select_feature other than 'patch' does not work with patch mining")
-    if config.get("image_grid", 1) < 1:
+    if grid_of(config) < 1:
         raise ValueError(f"image_grid is {config['image_grid']}")
     return config
+
+
+def grid_of(config: Mapping[str, Any]) -> int:
+    """Tiles per side that a picture is cut into; 1 where config.json does not say, or says null."""
+    grid = config.get("image_grid")
+    return 1 if grid is None else int(grid)
 
 
 def check_version(template: str, folder: Path) -> None:
@@ -159,7 +181,7 @@ def choose_dtype(name: str, config: Mapping[str, Any], tensors: Tensors) -> torc
     """The dtype asked for; "auto" is config.json's, or else that of the stored embeddings."""
     if name == "auto":
         name = str(config.get("torch_dtype") or config.get("dtype") or "").replace("torch.", "")
-    chosen = getattr(torch, name) if name else tensors.entries[CUT[0]].dtype
+    chosen = getattr(torch, name) if name else tensors.entries[EMBEDDINGS].dtype
     if chosen not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"dtype {name!r} is not one of float16, bfloat16, float32, auto")
     return chosen
@@ -171,7 +193,7 @@ def vision_modules(plan: Plan) -> Tuple[ImageTokens, Preprocessor]:
     clip = clip_geometry(plan.vision.clip.shapes(), plan.vision.clip_config)
     shapes = {name: shape for source in plan.vision.convnext for name, shape in source.shapes().items()}
     convnext = convnext_geometry(shapes, plan.vision.convnext_name)
-    grid = config.get("image_grid", 1)
+    grid = grid_of(config)
     whole = bool(config.get("image_global", False)) and grid > 1
     stored = plan.tensors.with_prefix("model.mm_projector.")
     projector = projector_shapes({name: plan.tensors.shape(full) for name, full in stored.items()})
@@ -181,7 +203,7 @@ def vision_modules(plan: Plan) -> Tuple[ImageTokens, Preprocessor]:
     preprocess = Preprocessor(
         plan.vision.preprocessor,
         view=clip.image_size,
-        detail=config.get("image_size_aux", DEFAULT_DETAIL),
+        detail=config.get("image_size_aux") or DEFAULT_DETAIL,
         pad=config.get("image_aspect_ratio") == "pad",
         grid=grid,
         whole=whole,
@@ -199,9 +221,10 @@ def vision_modules(plan: Plan) -> Tuple[ImageTokens, Preprocessor]:
     return images, preprocess
 
 
-def language_module(plan: Plan, classes: Tuple[Any, Any], arguments: Mapping[str, Any]) -> Any:
+def language_module(plan: Plan) -> Any:
     """transformers' language model without weights; its buffers are real."""
-    config_class, model_class = classes
+    config_class, model_class = plan.classes
+    arguments = language_config(plan.config, plan.tensors.shapes(), plan.variant, len(plan.tokenizer))
     with without_memory(plan.dtype):
         return model_class(config_class(**arguments))
 
@@ -222,7 +245,7 @@ def measure(plan: Plan, images: ImageTokens, language: Any, preprocess: Preproce
         layers=[
             int(layer_size * sum(p.numel() for p in layer.parameters())) for layer in language.model.layers
         ],
-        last=size * (language.lm_head.weight.numel() + language.model.norm.weight.numel()),
+        last=size * language.lm_head.weight.numel(),
         tied=bool(language.config.tie_word_embeddings),
     )
 
@@ -299,16 +322,14 @@ def telling(what: str) -> Callable[[Path, int, int], None]:
     return tell
 
 
-def notes_of(config: Mapping[str, Any], tokenizer: Any, tensors: Tensors) -> List[str]:
+def notes_of(plan: Plan) -> List[str]:
     """What a user may want to know about the checkpoint."""
     notes = []
-    rows = tensors.shape(CUT[0])[0]
-    if len(tokenizer) < rows:
-        notes.append(
-            f"embeddings are cut from {rows} to the tokenizer's {len(tokenizer)} rows, as the original does"
-        )
-    elif len(tokenizer) > rows:
-        notes.append(f"the tokenizer has {len(tokenizer) - rows} tokens without weights; their rows are zero")
-    if config.get("image_global") and config.get("image_grid", 1) == 1:
+    rows, tokens = plan.tensors.shape(EMBEDDINGS)[0], len(plan.tokenizer)
+    if tokens < rows:
+        notes.append(f"embeddings are cut from {rows} to the tokenizer's {tokens} rows, as the original does")
+    elif tokens > rows:
+        notes.append(f"the tokenizer has {tokens - rows} tokens without weights; their rows are zero")
+    if plan.config.get("image_global") and grid_of(plan.config) == 1:
         notes.append("image_global has no meaning without tiles (image_grid 1)")
     return notes

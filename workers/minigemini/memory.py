@@ -67,9 +67,10 @@ def device_of(name: str, placed: Mapping[str, str]) -> str:
 def settle(language: Any, placed: Mapping[str, str]) -> None:
     """Move buffers to where the parameters are, and inputs there on the way where there are several devices."""
     homes = [(layer, placed[str(index)]) for index, layer in enumerate(language.model.layers)]
+    for device in set(placed.values()):
+        share_rotary_tables([layer for layer, home in homes if home == device])
     if len(set(placed.values())) == 1:
         language.to(placed["first"])
-        share_rotary_tables([layer for layer, _ in homes])
         return
     for module, device in [*homes, (language.model.norm, placed["last"])]:
         module.to(device)
@@ -98,8 +99,8 @@ def moving_to(device: torch.device) -> Callable[..., Any]:
 
 
 def share_rotary_tables(layers: List[Any]) -> None:
-    """One table of rotations for all layers: 4.36 keeps one per layer, 1 GB in all for a Mixtral."""
-    first = getattr(layers[0].self_attn, "rotary_emb", None)
+    """One table of rotations for all layers of a device: 4.36 keeps one per layer, 1 GB in all for a Mixtral."""
+    first = getattr(layers[0].self_attn, "rotary_emb", None) if layers else None
     if hasattr(first, "cos_cached"):
         for layer in layers[1:]:
             layer.self_attn.rotary_emb = first

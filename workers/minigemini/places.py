@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
-__all__ = ["CLIP_HUB", "CONVNEXT_HUB", "find_tower", "read_json", "tower_weights"]
+__all__ = ["CLIP_HUB", "CONVNEXT_HUB", "find_tower", "has_weights", "read_json", "tower_weights"]
 
 CLIP_HUB = "openai/clip-vit-large-patch14-336"
 CONVNEXT_HUB = {
@@ -31,8 +31,8 @@ def find_tower(
     """The tower's folder, or None, and the places that were looked at.
 
     `option` is what the user gave: a path, or a hub id in the cache; it must exist (FileNotFoundError). Otherwise the
-    path in config.json is looked up in the checkpoint's folder, its ancestors and the working folder, and then `hub` in
-    the hub's cache on this machine.
+    path in config.json is looked up in the checkpoint's folder, its ancestors and the working folder; then the hub's cache
+    on this machine is asked for it, and at last for `hub`.
     """
     if option is not None:
         found = existing(Path(option).expanduser()) or cached(option)
@@ -46,8 +46,12 @@ def find_tower(
         looked.append(str(path))
         if existing(path):
             return path, looked
-    looked.append(f"{hub} in the hub's cache")
-    return cached(hub), looked
+    for name in dict.fromkeys((configured or hub, hub)):
+        looked.append(f"{name} in the hub's cache")
+        found = cached(name)
+        if found:
+            return found, looked
+    return None, looked
 
 
 def candidates(configured: Optional[str], checkpoint: Path) -> Iterator[Path]:
@@ -78,6 +82,11 @@ def cached(hub: str) -> Optional[Path]:
         return Path(snapshot_download(hub, local_files_only=True))
     except Exception:
         return None  # not cached, an invalid id, or a hub library without that argument: all mean "not here"
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a tower can be read from that folder: a hub's cache may hold its config.json alone."""
+    return any((folder / name).is_file() for name in WEIGHT_FILES)
 
 
 def tower_weights(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
-from .places import CLIP_HUB, find_tower, hub_of, read_json, tower_weights
+from .places import CLIP_HUB, find_tower, has_weights, hub_of, read_json, tower_weights
 from .weights import Tensors
 
 __all__ = ["Source", "VisionSources", "vision_sources"]
@@ -87,7 +87,8 @@ def clip_source(
         if CLIP_MARK in name and not name.endswith(IGNORED)
     }
     seen = any(tensors.entries[name].file in read for name in inside.values())
-    if inside and (seen or folder is None):
+    weightless = folder is None or not has_weights(folder)
+    if inside and (seen or weightless):
         return Source(tensors, inside, "checkpoint")
     if folder is None:
         return None
@@ -110,7 +111,7 @@ def convnext_sources(
     tensors: Tensors, read: Set[Path], folder: Optional[Path], trained: bool, notes: List[str]
 ) -> List[Source]:
     """ConvNeXt's stem and stages, each from the checkpoint or from the folder; [] when a part is nowhere."""
-    own = Tensors([tower_weights(folder)]) if folder else None
+    own = Tensors([tower_weights(folder)]) if folder and has_weights(folder) else None
     sources: List[Source] = []
     for part in ("vision_stem", "vision_stages"):
         inside = {

@@ -49,6 +49,8 @@ def clip_geometry(shapes: Shapes, config: Mapping[str, Any]) -> ClipGeometry:
     """From the weights (names without `vision_model.`); heads, activation and eps from the tower's config.json."""
     width, _, patch, _ = shapes["embeddings.patch_embedding.weight"]
     vision = config.get("vision_config", config)
+    if vision.get("hidden_size", width) != width:
+        vision = {}  # of another tower: a hub's cache has one name for all of them
     heads = vision.get("num_attention_heads") or CLIP_HEADS.get(width)
     if not heads or width % heads:
         raise ValueError(

@@ -8,6 +8,8 @@ map (whose pages would count as resident beside the weights) and no second copy.
 from __future__ import annotations
 
 import json
+import pickle
+import re
 import struct
 from pathlib import Path
 from typing import (
@@ -46,6 +48,8 @@ DTYPES: Dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 
+BROKEN = re.compile(r"PytorchStreamReader|zip archive|magic number")
+
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLE = ("model.safetensors", "pytorch_model.bin")
 PATTERNS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
@@ -78,6 +82,10 @@ class Tensors:
             names = ", ".join(file.name for file in self.files)
             raise KeyError(f"there is no tensor {name} in {names}")
         return self.entries[name].shape
+
+    def shapes(self) -> Dict[str, Tuple[int, ...]]:
+        """Every tensor's shape by its name."""
+        return {name: entry.shape for name, entry in self.entries.items()}
 
     def with_prefix(self, prefix: str) -> Dict[str, str]:
         """Stored names by what follows `prefix`."""
@@ -192,7 +200,14 @@ def load_pytorch(file: Path, *, lazily: bool = False) -> Dict[str, torch.Tensor]
         except RuntimeError:
             state = None  # the format from before PyTorch 1.6 cannot be mapped
     if state is None:
-        state = torch.load(str(file), map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(str(file), map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not BROKEN.search(str(error)):
+                raise
+            raise ValueError(
+                f"{file} is not a whole PyTorch file of weights alone (a git-lfs pointer or a broken download?): {error}"
+            ) from error
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), dict):
             state = state[key]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import math
 import sys
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
 from orchestrator.worker import progress
 from orchestrator.worker.inference import dtype_argument, version_of
@@ -16,6 +17,8 @@ from .mapped import PageReturn
 __all__ = ["MODEL_TYPES", "load_model"]
 
 MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+QUANTIZED_PART = 0.9
+"""What the library leaves of each budget where it quantizes; ours have that room taken off already."""
 
 
 def load_model(
@@ -23,11 +26,12 @@ def load_model(
     placement: Any,
     *,
     attn_implementation: Optional[str] = None,
-    quantization_config: Any = None,
+    quantization: Optional[Mapping[str, Any]] = None,
 ) -> Any:
-    """The model of `checkpoint` in eval mode on the placement's devices.
+    """The model of `checkpoint` in eval mode on the placement's devices; `quantization` is for bitsandbytes.
 
-    Raises ValueError for another model type, RuntimeError when weights are missing, offloaded unasked or on meta.
+    Raises ValueError for another model type, ImportError without bitsandbytes where it is needed, RuntimeError when
+    weights are missing, offloaded unasked or on meta.
     """
     _let_torchvision_import()
     import transformers
@@ -38,11 +42,12 @@ def load_model(
             f"{checkpoint} is a {config.model_type} checkpoint; this family serves {', '.join(MODEL_TYPES)}. "
             "`orchestrator family suggest` names the family of a checkpoint."
         )
-    options: Dict[str, Any] = dict(dtype_argument(placement.dtype), **_device_arguments(placement))
+    options: Dict[str, Any] = dtype_argument(placement.dtype)
+    options.update(_device_arguments(placement, quantized=bool(quantization)))
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    if quantization_config is not None:
-        options["quantization_config"] = _quantization(quantization_config)
+    if quantization:
+        options["quantization_config"] = _bitsandbytes(quantization)
     if version_of(transformers) < (5, 0):
         options["low_cpu_mem_usage"] = True
     give_back = PageReturn(checkpoint)
@@ -64,13 +69,17 @@ def _model_class(config: Any) -> Any:
     return automatic if automatic is not None else getattr(transformers, config.architectures[0])
 
 
-def _device_arguments(placement: Any) -> Dict[str, Any]:
+def _device_arguments(placement: Any, *, quantized: bool) -> Dict[str, Any]:
     """`device_map` and `max_memory`: on one device nothing is offloaded unless RAM has a budget too."""
     if not isinstance(placement.device_map, str):
         return {"device_map": dict(placement.device_map)}
     if len(placement.devices) <= 1 and not _offloads(placement):
         return {"device_map": {"": placement.device}}
-    budgets = {int(key) if str(key).isdigit() else key: value for key, value in placement.max_memory.items()}
+    kept = QUANTIZED_PART if quantized else 1.0
+    budgets = {
+        int(key) if str(key).isdigit() else key: math.ceil(value / kept)
+        for key, value in placement.max_memory.items()
+    }
     return {"device_map": placement.device_map, **({"max_memory": budgets} if budgets else {})}
 
 
@@ -79,13 +88,16 @@ def _offloads(placement: Any) -> bool:
     return placement.device_map != "cpu" and "cpu" in placement.max_memory
 
 
-def _quantization(wanted: Any) -> Any:
-    """8 or 4 (bits, by bitsandbytes) or a configuration as a mapping."""
+def _bitsandbytes(settings: Mapping[str, Any]) -> Any:
+    """The library's configuration; ImportError that names the extra where bitsandbytes is missing."""
     from transformers import BitsAndBytesConfig
 
-    if wanted in (4, 8):
-        return BitsAndBytesConfig(**{f"load_in_{wanted}bit": True})
-    return BitsAndBytesConfig(**wanted)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(
+            "loading in 8 or 4 bits needs bitsandbytes, which this environment does not have; load the family with its "
+            "extra, with_=['quantization']"
+        )
+    return BitsAndBytesConfig(**settings)
 
 
 def _check(model: Any, info: Dict[str, Any], placement: Any) -> None:

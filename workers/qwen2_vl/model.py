@@ -36,7 +36,8 @@ class Qwen2VL:
     Options: `min_pixels`/`max_pixels` bound a picture's area (its tokens are area / 28² or 32²), `video_min_pixels`/
     `video_max_pixels` a clip's, `sample_frames` overrides whether the checkpoint's processor thins out the frames,
     `image_backend` "pil" gives the same pixels on every machine and version, "torchvision" is faster where it works;
-    `attn_implementation` and `quantization_config` (4, 8 or a mapping) go to the library.
+    `attn_implementation` goes to the library, `load_in_8bit` or `load_in_4bit` quantize the layers (needs bitsandbytes),
+    `quantization_config` holds further settings of its `BitsAndBytesConfig`.
     """
 
     def __init__(
@@ -51,17 +52,19 @@ class Qwen2VL:
         sample_frames: Optional[bool] = None,
         image_backend: str = "pil",
         attn_implementation: Optional[str] = None,
-        quantization_config: Any = None,
+        load_in_8bit: bool = False,
+        load_in_4bit: bool = False,
+        quantization_config: Optional[Mapping[str, Any]] = None,
     ) -> None:
         if checkpoint is None:
             raise ValueError(
                 "qwen2-vl needs a checkpoint: a folder, hf:Qwen/Qwen2-VL-2B-Instruct or modelscope:…"
             )
+        quantization = dict(quantization_config or {})
+        quantization.update({"load_in_8bit": True} if load_in_8bit else {})
+        quantization.update({"load_in_4bit": True} if load_in_4bit else {})
         self.model = load_model(
-            checkpoint,
-            placement,
-            attn_implementation=attn_implementation,
-            quantization_config=quantization_config,
+            checkpoint, placement, attn_implementation=attn_implementation, quantization=quantization
         )
         processor = load_processor(
             checkpoint,

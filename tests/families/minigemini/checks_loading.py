@@ -108,6 +108,45 @@ def check_towers_where_they_may_be():
     refused(FileNotFoundError, "/nowhere", call=lambda: inside.load(folder, vision_tower="/nowhere"))
 
 
+def in_the_hubs_cache(name, folder=None):
+    """A hub model as the hub's library keeps it; without `folder` only its config.json was ever fetched."""
+    root = Path(os.environ["HOME"]) / ".cache" / "huggingface" / "hub" / f"models--{name.replace('/', '--')}"
+    snapshot = root / "snapshots" / ("0" * 40)
+    shutil.rmtree(root, ignore_errors=True)
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text("0" * 40)
+    if folder is None:
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text(json.dumps({"vision_config": {"hidden_size": 1024}}))
+    else:
+        shutil.copytree(str(folder), str(snapshot))
+    return root
+
+
+def check_towers_in_the_hubs_cache():
+    """By the hub id that config.json names; a cache that holds no weights does not hide the checkpoint's own."""
+    folder = inside.make("minigemini-7b")
+    expected = forward(folder)["logits"]
+    kept = folder.parent / "kept"
+    shutil.move(str(folder / "model_zoo"), str(kept))
+    clip, convnext = (next(kept.glob(f"OpenAI/{start}*")) for start in ("clip", "openclip"))
+    edit(folder, mm_vision_tower="someone/their-clip", mm_vision_tower_aux="someone/their-convnext")
+    caches = [in_the_hubs_cache("someone/their-clip", clip)]
+    try:
+        caches.append(in_the_hubs_cache("laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"))
+        model = inside.load(folder)
+        assert model.report["towers"]["convnext"] == ["checkpoint"]
+        caches.append(in_the_hubs_cache("someone/their-convnext", convnext))
+        assert "someone--their-convnext" in inside.load(folder).report["towers"]["convnext"][0]
+        assert np.array_equal(forward(folder)["logits"], expected)
+        shutil.rmtree(str(caches.pop(0)))
+        caches.append(in_the_hubs_cache("openai/clip-vit-large-patch14-336"))
+        refused(ValueError, "attention heads", "vision_tower=", call=lambda: inside.load(folder))
+    finally:
+        for cache in caches:
+            shutil.rmtree(str(cache))
+
+
 def rewrite(folder, change):
     """Every shard with its tensors changed by `change(name, tensor)`; None drops one, a tuple moves it to a shard."""
     from safetensors.torch import load_file, save_file
@@ -219,6 +258,11 @@ def check_broken_checkpoints_are_told():
     refused(ValueError, "model.layers.1.mlp.up_proj.weight", call=lambda: inside.load(folder))
     rewrite(folder, lambda name, value: None if "vlm_uni" in name else value)
     refused(ValueError, "no MiniGemini", call=lambda: inside.load(folder))
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    for text in ("", "version https://git-lfs.github.com/spec/v1", "PK\3\4 cut off"):
+        (folder / "pytorch_model.bin").write_text(text)
+        refused(ValueError, "git-lfs", "pytorch_model.bin", call=lambda: inside.load(folder))
     (folder / "config.json").write_text("{broken")
     refused(ValueError, "config.json", "cannot be read", call=lambda: inside.load(folder))
 
@@ -238,14 +282,18 @@ def check_several_devices_give_the_same():
     """Layers on two devices by name (both the CPU: hooks move every input all the same)."""
     from types import SimpleNamespace
 
-    folder = inside.make("minigemini-34b")
+    folder = inside.make("minigemini-34b", layers=3)
     before = forward(folder)["logits"]
     device_map = {"model.layers.0": "cpu", "model.layers.1": "cpu:0", "lm_head": "cpu:0", "": "cpu"}
     placement = SimpleNamespace(device="cpu", device_map=device_map, max_memory={}, dtype="float32")
     model = inside.MODEL(str(folder), placement=placement, allow_offload=True)
-    assert model.report["device_map"] == {"first-0": "cpu", "1-last": "cpu:0"}
+    assert model.report["device_map"] == {"first-0": "cpu", "1": "cpu:0", "2": "cpu", "last": "cpu:0"}
     assert np.array_equal(model.forward(images=inside.picture(), prompt=PROMPT)["logits"], before)
-    assert len(model.loaded.language.model.layers[1]._forward_pre_hooks) == 1
+    layers = model.loaded.language.model.layers
+    assert len(layers[1]._forward_pre_hooks) == 1
+    tables = [getattr(layer.self_attn, "rotary_emb", None) for layer in layers]
+    if hasattr(tables[0], "cos_cached"):
+        assert tables[0] is tables[2] is not tables[1]  # one for each device, not for each layer
     placement.device_map = {**device_map, "model.layers.1": "disk"}
     refused(
         ValueError, "disk", call=lambda: inside.MODEL(str(folder), placement=placement, allow_offload=True)

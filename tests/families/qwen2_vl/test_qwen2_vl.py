@@ -285,6 +285,15 @@ def test_a_checkpoint_with_a_missing_weight_is_refused(
         orc.load("qwen2-vl", checkpoint=broken, dtype="float32")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"load_in_4bit": True}, {"load_in_8bit": True}, {"quantization_config": {"load_in_4bit": True}}],
+)
+def test_bits_need_the_extra(orc: Orchestrator, options: dict[str, Any]) -> None:
+    with pytest.raises(LoadError, match=r"with_=\['quantization'\]"):
+        orc.load("qwen2-vl", checkpoint="tiny:qwen2-vl", name="small", **options)
+
+
 def test_another_kind_of_checkpoint_is_refused(orc: Orchestrator) -> None:
     with pytest.raises(LoadError, match="llama checkpoint; this family serves"):
         orc.load("qwen2-vl", checkpoint="tiny:llama")
