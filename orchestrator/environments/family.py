@@ -17,7 +17,7 @@ import msgspec
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
-from orchestrator.environments.requirements import WIRE, conditional, normal, overlay, parse
+from orchestrator.environments.requirements import WIRE, conditional, listed, normal, overlay, parse
 from orchestrator.environments.tomlfile import TomlFile
 from orchestrator.errors import ConfigError
 
@@ -103,15 +103,24 @@ class Family:
         return self.constraints + conditional(self.when, self.direct)
 
     def on_python(self, version: str) -> Family:
-        """This family on one version of Python, such as `3.10`, whatever its own range."""
+        """This family on one version of Python, such as `3.10`, whatever its own range.
+
+        Raises:
+            ConfigError: it is no text.
+        """
+        if not isinstance(version, str):
+            raise ConfigError(
+                f"python is a text, not {version!r}", hint="write python='3.10': as a number that is 3.1"
+            )
         return dataclasses.replace(self, requires_python=f"=={version}.*")
 
     def variant(self, with_: Sequence[str]) -> Family:
         """This family with overlays. An entry that names one of its extras includes that extra.
 
         Raises:
-            ConfigError: an entry is neither a requirement nor an extra.
+            ConfigError: it is no list, or an entry is neither a requirement nor an extra.
         """
+        with_ = listed("with_", with_)
         extras = [text for text in with_ if text in self.optional_dependencies]
         texts = tuple(normal(text) for text in with_ if text not in self.optional_dependencies)
         return dataclasses.replace(

@@ -12,7 +12,7 @@ from packaging.version import InvalidVersion, Version
 
 from orchestrator.errors import ConfigError
 
-__all__ = ["WIRE", "conditional", "in_torch_layer", "name_of", "normal", "overlay", "pin_of"]
+__all__ = ["WIRE", "conditional", "in_torch_layer", "listed", "name_of", "normal", "overlay", "pin_of"]
 
 WIRE = ("msgpack>=1.0.5", "numpy>=1.21", "pyzmq>=25.1")
 """What `orchestrator/worker/` needs in every environment."""
@@ -42,6 +42,20 @@ def parse(text: str) -> Requirement:
             f"{text!r} is not a requirement: {reason}",
             hint="write it as pip does, for example 'transformers==4.39.3' or 'numpy>=1.26,<2'",
         ) from None
+
+
+def listed(name: str, texts: Iterable[str]) -> tuple[str, ...]:
+    """The texts of the argument `name`. One text alone is a list too, of letters: "torch" would be five requirements.
+
+    Raises:
+        ConfigError: it is one text, or something in it is none.
+    """
+    found = () if isinstance(texts, str) or not isinstance(texts, Iterable) else tuple(texts)
+    if (texts and not found) or not all(isinstance(text, str) for text in found):
+        raise ConfigError(
+            f"{name} is a list of texts, not {texts!r}", hint=f"write {name}=['transformers==4.39.3']"
+        )
+    return found
 
 
 @lru_cache(maxsize=4096)

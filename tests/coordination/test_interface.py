@@ -1,0 +1,86 @@
+"""What somebody who explores meets: completion, representations, misspelt names, copies, arguments of a wrong kind."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import AsyncModel, AsyncOrchestrator, Model, Orchestrator, Settings
+from orchestrator.environments import Catalog
+from orchestrator.errors import ConfigError
+
+PROBE = f"{Path(__file__).with_name('probe_model.py')}:Probe"
+
+
+@pytest.fixture(scope="module")
+def orc(settings: Settings) -> Iterator[Orchestrator]:
+    with Orchestrator(settings=settings) as orchestrator:
+        yield orchestrator
+
+
+@pytest.fixture(scope="module")
+def model(orc: Orchestrator) -> Model:
+    return orc.load(PROBE, with_=["numpy==2.2.6"], name="probe")
+
+
+def test_completion_shows_what_the_model_can(model: Model) -> None:
+    for face in (model, AsyncModel(model)):
+        assert {"echo", "count", "call", "unload"} <= set(dir(face))
+    assert model.echo.__qualname__ == "probe.echo"
+    assert "timeout=" in (model.echo.__doc__ or "")
+
+
+def test_representations_tell_what_it_is(orc: Orchestrator, model: Model, settings: Settings) -> None:
+    assert repr(orc) == "<Orchestrator with probe>"
+    assert repr(AsyncModel(model)).startswith("<AsyncModel 'probe' in ")
+    assert repr(AsyncOrchestrator(settings=settings)) == "<AsyncOrchestrator with no models>"
+
+
+def test_a_misspelt_method_is_answered_with_the_names(model: Model) -> None:
+    for face in (model, AsyncModel(model)):
+        with pytest.raises(AttributeError, match=r"no method 'ecko'; it has: .*echo") as caught:
+            _ = face.ecko
+        assert (caught.value.name, caught.value.obj) == ("ecko", model)  # for Python's "Did you mean"
+
+
+def test_a_model_is_neither_copied_nor_pickled(model: Model) -> None:
+    for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied or pickled"):
+            attempt(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"with_": "torch"}, "with_ is a list of texts, not 'torch'"),  # not t, o, r, c and h from the index
+        ({"with_": [1.26]}, "with_ is a list of texts"),
+        ({"with_": 3}, "with_ is a list of texts"),
+        ({"python": 3.10}, "write python='3.10'"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused(
+    orc: Orchestrator, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        orc.load(PROBE, **arguments)
+
+
+def test_a_text_is_no_list_of_requirements_anywhere(orc: Orchestrator, settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="with_ is a list"):
+        orc.self_test("python", with_="torch")
+    with pytest.raises(ConfigError, match="with_ is a list"):
+        Catalog.default(settings).get("python", "torch")
+
+
+def test_a_family_may_be_a_path(orc: Orchestrator, tmp_path: Path) -> None:
+    path = tmp_path / "doubling.py"
+    path.write_text("def double(x):\n    return 2 * x\n")
+    assert isinstance(path, os.PathLike)
+    with orc.load(path) as doubling:
+        assert doubling.double(21) == 42
