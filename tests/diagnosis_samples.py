@@ -5,6 +5,7 @@ from __future__ import annotations
 MODULE = "builtins.ModuleNotFoundError"
 REMOTE = "requires you to execute the configuration file in that repo on your local machine."
 MAPPING = '  File "configuration_auto.py", line 1098, in from_pretrained\n    config_class = CONFIG_MAPPING[config_dict["model_type"]]\n  File "configuration_auto.py", line 795, in __getitem__\n    raise KeyError(key)\nKeyError: \'qwen3_vl\'\n'
+MASK = '  File "modeling_attn_mask_utils.py", line 179, in _expand_mask\n    bsz, src_len = mask.size()\n    ^^^^^^^^^^^^\nValueError: too many values to unpack (expected 2)\n'
 
 SAMPLES: list[tuple[str, str, str, str, str]] = [
     # [run]
@@ -42,6 +43,7 @@ SAMPLES: list[tuple[str, str, str, str, str]] = [
     ("meta-tensor", "builtins.KeyError", "'model.vlm_uni_aux_projector.0.bias'", "", "4.36.2"),
     ("no-cuda", "builtins.AssertionError", "Torch not compiled with CUDA enabled", "", ""),
     ("mixed-dtypes", "builtins.RuntimeError", "expected m1 and m2 to have the same dtype, but got: c10::Half != float", "", ""),
+    ("mask-of-four-dimensions", "builtins.ValueError", "too many values to unpack (expected 2)", MASK, "4.40.2"),
     ("numpy-pickle", MODULE, "No module named 'numpy._core.numeric'", "", ""),
     ("pyarrow-numpy", "builtins.ImportError", "pyarrow requires NumPy 2.0 or newer, found 1.26.4", "", ""),
     ("pkg-resources", MODULE, "No module named 'pkg_resources'", "", ""),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from conditions import until
 
 from orchestrator.errors import LoadError, RemoteError
 
@@ -185,6 +185,21 @@ def test_the_self_test_knows_its_numbers(gte, old):
     for model in (gte, old):
         result = model.self_test()
         assert result["ok"], result
+    assert "masked" in gte.self_test()["differences"]
+
+
+def test_the_self_test_tells_the_version_that_ignores_masks(orchestrator, tiny):
+    """Everything else of the environment is right: without this part it passed."""
+    with orchestrator.load(
+        "text-embedding",
+        checkpoint=tiny("gte", "gte-qwen2"),
+        with_=["transformers==4.39.3"],
+        trust_remote_code=True,
+        name="tested",
+    ) as model:
+        result = model.self_test()
+    assert not result["ok"]
+    assert [name for name, off in result["differences"].items() if off > result["tolerance"]] == ["masked"]
 
 
 def test_a_dead_replica_loses_nothing_and_doubles_nothing(orchestrator, tiny):
@@ -199,13 +214,6 @@ def test_a_dead_replica_loses_nothing_and_doubles_nothing(orchestrator, tiny):
             until(lambda: any(replica.in_flight for replica in model._deployment.replicas))
             os.kill(worker_pids(orchestrator, "pair")[0], signal.SIGKILL)
             np.testing.assert_allclose(rows.result(timeout=240), expected, atol=1e-6)
-
-
-def until(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.001)
 
 
 def worker_pids(orchestrator, name):
