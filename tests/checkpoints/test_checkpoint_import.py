@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from conditions import until
 from tiny import models
 from tiny.models import make
 
@@ -35,7 +35,7 @@ if text == "broken":
     sys.exit(1)
 if text == "slow":
     open(os.path.join(destination, "half"), "w").close()
-    time.sleep(60)
+    time.sleep(600)
 open(os.path.join(destination, "config.json"), "w").write(json.dumps({"rope_theta": 1.0, "from": text}))
 open(os.path.join(destination, "model.safetensors"), "w").close()
 open(source + ".runs", "a").write("x")
@@ -144,11 +144,9 @@ def test_an_interrupted_conversion_is_never_taken_for_ready(
         stderr=subprocess.DEVNULL,
     )
     folder = home / "checkpoints" / "converted"
-    deadline = time.monotonic() + 30
-    while not list(folder.glob(".*.part/half")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: list(folder.glob(".*.part/half")))
     process.send_signal(number)
-    process.wait(20)
+    process.wait(60)
     assert bool(left(folder)) == leaves
     assert not [path for path in folder.glob("m_*") if path.is_dir()]
     file.write_text("numbers")

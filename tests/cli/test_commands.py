@@ -64,7 +64,7 @@ SERVER = """
 import sys, time
 from orchestrator import Orchestrator
 with Orchestrator() as orc:
-    model = orc.load(sys.argv[1], name="served")
+    model = orc.load(sys.argv[1], name=sys.argv[2])
     print("ready", model.environment.id, flush=True)
     try:
         model.sleep()
@@ -203,10 +203,13 @@ def test_mistakes_are_explained_without_a_traceback(
     assert done.stdout == ""
 
 
+SERVED = f"served-{os.getpid()}"  # `ps` shows what others run too
+
+
 @pytest.fixture
 def served(model: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, f"{model}:Model"],
+        [sys.executable, "-c", SERVER, f"{model}:Model", SERVED],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -224,17 +227,17 @@ def served(model: Path) -> Iterator[subprocess.Popen[str]]:
 
 def listed() -> list[dict[str, object]]:
     told = json.loads(orchestrator("ps", "--json").stdout)
-    return [d for coordinator in told for d in coordinator["deployments"] if d["name"] == "served"]
+    return [d for coordinator in told for d in coordinator["deployments"] if d["name"] == SERVED]
 
 
 def test_ps_logs_and_stop_reach_another_process(served: subprocess.Popen[str]) -> None:
     until(lambda: [d["replicas"][0]["in_flight"] for d in listed()] == [1])  # type: ignore[index]
-    assert "served" in orchestrator("ps").stdout
-    assert "loaded with 2" in orchestrator("logs", "served").stdout
+    assert SERVED in orchestrator("ps").stdout
+    assert "loaded with 2" in orchestrator("logs", SERVED).stdout
     wrong = orchestrator("stop", "serve")
     assert wrong.returncode == 2
     assert "no running model is named 'serve'" in wrong.stderr
-    assert orchestrator("stop", "served").returncode == 0
+    assert orchestrator("stop", SERVED).returncode == 0
     assert served.stdout is not None
     assert served.stdout.readline().strip() in ("WorkerDied", "WorkerError")
     assert listed() == []

@@ -170,6 +170,9 @@ def test_a_shard_takes_milliseconds(tmp_path):
     import time
 
     write_safetensors(tmp_path / "model.safetensors", llama_tensors())
-    start = time.perf_counter()
-    tensors_of(tmp_path)
-    assert time.perf_counter() - start < 0.5  # 111 tensors; 2 ms on an idle machine
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        tensors_of(tmp_path)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5  # 111 tensors; 2 ms on an idle machine

@@ -122,7 +122,7 @@ def test_two_coordinators_see_each_other_and_the_dead_are_cleaned(ledger, tmp_pa
             assert free(ledger, machine()) == [21 * GIB, 24 * GIB]
         finally:
             process.kill()
-            process.wait(20)
+            process.wait(60)
     assert free(ledger, machine()) == [24 * GIB, 24 * GIB]
 
 
@@ -137,7 +137,7 @@ def test_nothing_is_lost_when_many_reserve_at_once(ledger, tmp_path):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(20)
+            thread.join(60)
         try:
             for process in (one, two):
                 assert process.stdout.readline() == "ready\n"
@@ -145,7 +145,7 @@ def test_nothing_is_lost_when_many_reserve_at_once(ledger, tmp_path):
         finally:
             for process in (one, two):
                 process.kill()
-                process.wait(20)
+                process.wait(60)
 
 
 def test_a_pid_that_was_given_to_another_process_does_not_count(ledger):
@@ -173,7 +173,7 @@ def test_held_keeps_others_out_between_looking_and_reserving(ledger, tmp_path):
             assert [e.name for e in ledger.entries()] == ["mine"]
         finally:
             process.kill()
-            process.wait(20)
+            process.wait(60)
 
 
 def test_a_lock_that_is_never_given_back_is_an_error_with_words(tmp_path):

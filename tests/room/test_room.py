@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conditions import LONG, until
 
 from orchestrator import Model, Orchestrator, Settings
 from orchestrator.devices import GIB, Inventory
@@ -21,7 +21,6 @@ from orchestrator.worker.memory import INJECT
 
 WEIGHTY = f"{Path(__file__).with_name('room_models.py')}:Weighty"
 NUMPY = ["numpy==2.2.6"]
-LONG = 60.0
 MIB = 2**20
 WEIGHTS = 100 * MIB
 # A worker counts 400 MiB for its interpreter before it runs, and some 150 MiB when it does: three do not fit.
@@ -68,13 +67,6 @@ def load(orc: Orchestrator, checkpoint: Path) -> Callable[..., Model]:
 
 def states(orc: Orchestrator) -> dict[str, str]:
     return {d.name: d.replicas[0].state for d in orc.status().deployments}
-
-
-def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Self
 
 import pytest
 from click.testing import CliRunner, Result
-from fake_models import FakeModels, eventually
+from conditions import until
+from fake_models import FakeModels
 
 from orchestrator.cli.console import Console
 from orchestrator.cli.run import command
@@ -189,7 +190,7 @@ def test_what_parquet_needs_is_asked_for_before_the_run(
 
 SCRIPT = """
 import sys, time
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import orchestrator.client
 from test_cli import FakeOrchestrator
 
@@ -210,13 +211,13 @@ main()
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_it_with_its_code_and_a_readable_folder(here: Path, number: int, code: int) -> None:
     (here / "w.yaml").write_text(TEXT)
-    command = [sys.executable, "-c", SCRIPT.format(tests=str(Path(__file__).parent))]
+    command = [sys.executable, "-c", SCRIPT.format(tests=list(map(str, Path(__file__).parents[:2])))]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, cwd=here, env=dict(os.environ)
     ) as process:
-        eventually((here / "called").exists, 30)
+        until((here / "called").exists)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in errors
     assert "go on: orchestrator run --resume out" in errors

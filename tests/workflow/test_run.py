@@ -359,7 +359,7 @@ def test_a_path_that_is_not_there_fails_the_item_and_says_what_there_is(here: Pa
 
 
 def test_models_are_loaded_at_once_and_their_errors_keep_their_exit_code(here: Path) -> None:
-    barrier = threading.Barrier(2, timeout=5)
+    barrier = threading.Barrier(2, timeout=60)
 
     class Together(FakeModels):
         def load(self, family: str, **arguments: Any) -> Any:
@@ -426,7 +426,7 @@ def test_an_interrupt_cancels_and_keeps_the_finished_items(here: Path) -> None:
     def slow(x: int) -> Iterator[str]:
         if x == 2:
             started.set()
-        for _ in range(1000 if x == 2 else 1):
+        for _ in range(100_000 if x == 2 else 1):
             yield "."
             time.sleep(0.005)
 
@@ -438,15 +438,13 @@ def test_an_interrupt_cancels_and_keeps_the_finished_items(here: Path) -> None:
 
                 _thread.interrupt_main()
 
-    begun = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):  # the long stream would take longer than a test may
         run(
             'in_flight: 1\ninputs: {n: {type: list, default: [0, 1, 2, 3]}}\nsteps: [{id: a, model: m, call: f, stream: true, for_each: "${n}", with: {x: "${item}"}}]',
             {"f": slow},
             out="out",
             listener=Interrupting(),
         )
-    assert time.monotonic() - begun < 3
     assert len(Path("out/results.jsonl").read_text().splitlines()) == 2
     assert json.loads(Path("out/run.json").read_text())["state"] == "interrupted"
 
