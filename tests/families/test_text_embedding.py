@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conditions import until
-from conditions import until
 
 from orchestrator.errors import LoadError, RemoteError
 
