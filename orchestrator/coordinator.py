@@ -141,6 +141,8 @@ class Coordinator:
         Its queue is refused at once. Calls that a worker has may finish in `grace` seconds (by default the setting
         `stop_grace`); then it is killed.
         """
+        if self._pid != os.getpid():
+            return  # as `close`: a block that a forked child leaves ends nobody's workers
         with self._lock:
             deployment = self.deployments.get(name)
         if deployment is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import pickle
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conditions import LONG
 
 from orchestrator import AsyncModel, AsyncOrchestrator, Model, Orchestrator, Settings
 from orchestrator.environments import Catalog
@@ -84,3 +86,13 @@ def test_a_family_may_be_a_path(orc: Orchestrator, tmp_path: Path) -> None:
     assert isinstance(path, os.PathLike)
     with orc.load(path) as doubling:
         assert doubling.double(21) == 42
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_block_that_a_forked_child_leaves_ends_nobodys_worker(orc: Orchestrator, model: Model) -> None:
+    child = multiprocessing.get_context("fork").Process(target=model.unload)
+    child.start()
+    child.join(LONG)
+    assert child.exitcode == 0
+    assert model.echo(1) == 1
+    assert [deployment.name for deployment in orc.status().deployments] == ["probe"]
