@@ -21,6 +21,7 @@ from orchestrator.workflow.values import as_argument, received
 __all__ = ["Caller", "Job", "Memory"]
 
 SHOWN = 400  # characters of a streamed text that are shown when it is complete
+BATCH_HINT = "with 'batch' the call gets a list for each argument that differs from item to item"
 TAIL = 58  # characters of it that are shown while it comes
 
 
@@ -107,7 +108,7 @@ class Caller:
             except BaseException as error:
                 if attempts <= self._retries(first.step) and not self._gives_up(error):
                     continue
-                outcomes = [_failed(error) for _ in jobs]
+                outcomes = [_failed(error, BATCH_HINT if first.step.batch else "") for _ in jobs]
             else:
                 outcomes = [Outcome("done", value) for value in values]
             break
@@ -196,11 +197,11 @@ def _split(value: Any, count: int, job: Job) -> list[Any]:
     """One value for each item of a batch."""
     if not hasattr(value, "__len__") or isinstance(value, (str, bytes, dict)) or len(value) != count:
         got = f"{len(value)} values" if hasattr(value, "__len__") else type(value).__name__
-        raise ConfigError(f"step {job.node.id}: {job.step.call} got a batch of {count} items and gave {got}")
+        raise ConfigError(f"{job.step.call} got a batch of {count} items and gave {got}")
     return list(value)
 
 
-def _failed(error: BaseException) -> Outcome:
+def _failed(error: BaseException, otherwise: str) -> Outcome:
     message = error.message if isinstance(error, OrchestratorError) else f"{type(error).__name__}: {error}"
-    hint = (error.hint if isinstance(error, OrchestratorError) else None) or ""
+    hint = (error.hint if isinstance(error, OrchestratorError) else None) or otherwise
     return Outcome("failed", error=message, hint=hint, exception=error)

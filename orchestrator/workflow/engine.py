@@ -21,7 +21,7 @@ from orchestrator.workflow.models import LoadedModel, Roster, Seat
 from orchestrator.workflow.references import Reference, ReferenceFailure, evaluate
 from orchestrator.workflow.schema import Retry
 from orchestrator.workflow.scope import Index, Outcome, Scope
-from orchestrator.workflow.when import holds
+from orchestrator.workflow.when import Incomparable, holds
 
 __all__ = ["Engine", "Sink"]
 
@@ -38,7 +38,7 @@ class Sink:
     def row(self, node: Node, index: Index, read: Callable[[Any], Any], scope: Scope) -> None:
         """Everything that a row of the results shows is over; `read` evaluates a part of it."""
 
-    def summary(self, node: Node, read: Callable[[Any], Any]) -> None:
+    def summary(self, node: Node, read: Callable[[Any], Any], scope: Scope) -> None:
         """Everything is over."""
 
 
@@ -132,7 +132,7 @@ class Engine:
                 self._finish(node, index, Outcome("skipped"))
                 return
             job = Job(node, index, read(node.arguments))
-        except (ReferenceFailure, OSError, UnicodeDecodeError) as error:
+        except (ReferenceFailure, Incomparable, OSError, UnicodeDecodeError) as error:
             where = self.graph.source.error("see there", node.place).message
             self._finish(node, index, Outcome("failed", error=str(error), hint=where))
             return
@@ -148,7 +148,7 @@ class Engine:
             self.rows += 1
             self._tell_rows()
         else:
-            self.sink.summary(node, read)
+            self.sink.summary(node, read, self.scope)
         self.expansion.agenda.append(lambda: self.expansion.finish(node, index, Outcome("done")))
         if node.kind == "summary":
             self._ended = True
@@ -260,9 +260,16 @@ class Engine:
         for node in self.graph.nodes.values():
             if node.model != seat.name or node.spec is None or not seat.model.methods:
                 continue
-            known = seat.model.methods
-            if node.spec.call not in known and f"{node.spec.call}_stream" not in known:
+            known, call = seat.model.methods, node.spec.call
+            if call not in known and f"{call}_stream" not in known:
                 self.failure = self._no_method(node, seat)
+            elif node.spec.stream and "stream" not in (known.get(call), known.get(f"{call}_stream")):
+                self.failure = self.graph.source.error(
+                    f"{call!r} of {seat.name!r} gives everything at once",
+                    (*node.place, "stream"),
+                    hint="leave out 'stream'",
+                    key=True,
+                )
 
     def _no_method(self, node: Node, seat: Seat) -> ConfigError:
         from orchestrator.workflow.yaml_source import nearest
@@ -284,9 +291,24 @@ class Engine:
             self.failed += 1
             if self._stops(node):
                 self.expansion.stopped = True
-                self.failure = _failure(node, index, outcome)
+                self.failure = self.failure or self._reason(node, index, outcome)
         self._tell(node)
         self.expansion.agenda.append(lambda: self.expansion.finish(node, index, outcome))
+
+    def _reason(self, node: Node, index: Index, outcome: Outcome) -> BaseException:
+        """The error that a run ends with."""
+        cause = outcome.exception
+        error: OrchestratorError
+        if isinstance(cause, ConfigError):
+            words = f"step {_name(node, index)}: {cause.message}"
+            error = self.graph.source.error(words, node.place, hint=cause.hint)
+        elif isinstance(cause, OrchestratorError) and cause.exit_code != 1:
+            return cause
+        else:
+            words = f"step {_name(node, index)} failed: {outcome.error}"
+            error = WorkflowError(words, hint=outcome.hint or None)
+        error.__cause__ = cause
+        return error
 
     def _stops(self, node: Node) -> bool:
         rule = (node.spec.on_error if node.spec else None) or self.graph.file.on_error
@@ -318,12 +340,3 @@ class Engine:
 
 def _name(node: Node, index: Index) -> str:
     return f"{node.id}[{', '.join(map(str, index))}]" if index else node.id
-
-
-def _failure(node: Node, index: Index, outcome: Outcome) -> BaseException:
-    cause = outcome.exception
-    if isinstance(cause, OrchestratorError) and cause.exit_code != 1:
-        return cause
-    error = WorkflowError(f"step {_name(node, index)} failed: {outcome.error}", hint=outcome.hint or None)
-    error.__cause__ = cause
-    return error

@@ -34,9 +34,10 @@ def cosine(a: Any, b: Any) -> Any:
     return value.tolist()
 
 
-def mean(values: Any) -> float:
-    """The mean of all numbers; items that failed (null) are left out."""
-    return float(np.mean(_floats(_present(values), "values")))
+def mean(values: Any) -> float | None:
+    """The mean of all numbers; items that failed (null) are left out. Of no numbers it is null."""
+    numbers = _floats(_present(values), "values")
+    return float(np.mean(numbers)) if numbers.size else None
 
 
 def differences(values: Any) -> dict[str, Any]:

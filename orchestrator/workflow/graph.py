@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from msgspec import UNSET
+
 from orchestrator.workflow import functions
 from orchestrator.workflow.references import (
     NAME,
@@ -23,8 +25,9 @@ from orchestrator.workflow.references import (
     compile_value,
     references_in,
 )
-from orchestrator.workflow.schema import LIST_TYPES, Step, WorkflowFile
+from orchestrator.workflow.schema import LIST_TYPES, Condition, Step, WorkflowFile
 from orchestrator.workflow.values import FILE_PROPERTIES
+from orchestrator.workflow.when import TESTS
 from orchestrator.workflow.yaml_source import Place, YamlSource, nearest
 
 __all__ = ["Axis", "Binding", "Graph", "Node", "Use", "compile_graph"]
@@ -32,7 +35,7 @@ __all__ = ["Axis", "Binding", "Graph", "Node", "Use", "compile_graph"]
 RESERVED = ("index",)
 LOAD_ARGUMENTS = (
     "family", "checkpoint", "with_", "name", "replicas", "dtype", "device_map", "devices", "max_memory", "python",
-    "keep_alive", "trust_remote_code", "allow_ignored_keys",
+    "keep_alive", "trust_remote_code", "allow_ignored_keys", "sandbox", "environment",
 )  # fmt: skip
 FILE_TYPES = ("images", "files", "folder")
 
@@ -141,6 +144,8 @@ def _check_step(
     if step.id in file.inputs or step.id in RESERVED:
         what = "an input's name" if step.id in file.inputs else "a reserved name"
         raise source.error(f"{step.id!r} is {what}; a step needs its own", (*place, "id"))
+    _check_condition(source, step, place)
+    _check_variables(file, source, step, place)
     if step.batch and not step.for_each:
         raise source.error("'batch' needs 'for_each'", (*place, "batch"), key=True)
     if step.batch and step.stream:
@@ -151,6 +156,36 @@ def _check_step(
         raise source.error(
             f"unknown model {step.model!r}", (*place, "model"), hint=nearest(step.model, file.models)
         )
+
+
+def _check_condition(source: YamlSource, step: Step, place: Place) -> None:
+    when = step.when
+    if isinstance(when, str):
+        compiled = compile_part(source, when, (*place, "when"))
+        if not isinstance(compiled, Template) or compiled.whole is None:
+            raise source.error(
+                f"'when' needs one reference such as ${{flag}}, not {when!r}",
+                (*place, "when"),
+                hint="compare by {value: ${score}, above: 0.5}, with " + ", ".join(TESTS),
+            )
+    elif isinstance(when, Condition) and all(getattr(when, test) is UNSET for test in TESTS):
+        raise source.error(
+            "'when' has a value and no test", (*place, "when"), hint="give it " + ", ".join(TESTS)
+        )
+
+
+def _check_variables(file: WorkflowFile, source: YamlSource, step: Step, place: Place) -> None:
+    """Before the steps are put in order: a variable with a step's name would look like a cycle."""
+    taken = {*file.inputs, *RESERVED, *(other.id for other in file.steps)}
+    place = (*place, "for_each")
+    whole = isinstance(step.for_each, str)
+    for variable in ("item",) if whole else step.for_each or ():
+        if variable in taken or not NAME.fullmatch(variable):
+            why = (
+                "it names something else" if variable in taken else "letters, digits, '-' and '_' make a name"
+            )
+            where = place if whole else (*place, variable)
+            raise source.error(f"{variable!r} cannot name an item: {why}", where, key=True)
 
 
 def _check_models(file: WorkflowFile, source: YamlSource) -> None:
@@ -258,15 +293,6 @@ class _Compiler:
 
     def _loop(self, variable: str, reference: Reference, place: Place) -> list[Use]:
         graph = self.graph
-        taken = (
-            variable in graph.file.inputs
-            or variable in RESERVED
-            or variable in {s.id for s in graph.file.steps}
-        )
-        if taken or not NAME.fullmatch(variable):
-            raise graph.source.error(
-                f"{variable!r} cannot name an item: it names something else", place, key=True
-            )
         uses = check_reference(graph, reference, place, self.axes, self.scope)
         kind = graph.file.inputs.get(reference.name)
         if kind is not None and not reference.path and kind.type not in (*LIST_TYPES, "any", "folder"):
@@ -283,13 +309,12 @@ class _Compiler:
         graph = self.graph
         binding = self.scope.get(reference.name)
         if binding is not None:
-            root = str(Reference(binding.axis or str(binding.step), reference.path))
+            name = _inside(binding, reference)
             depends = self._depends(binding)
         else:
-            root = str(reference)
+            name = ".".join((reference.name, *reference.path))
             theirs = graph.nodes[reference.name].axes if reference.name in graph.nodes else ()
             depends = tuple(axis for axis in self.axes if axis in theirs)
-        name = root[2:-1]
         if name in self.axes:
             raise graph.source.error(f"two loops over {reference} in one step", place)
         scope = {key: value for key, value in self.scope.items() if key == reference.name}
@@ -304,6 +329,13 @@ class _Compiler:
         axis = binding.axis or ""
         wanted = {axis, *graph.axes[axis].depends}
         return tuple(name for name in self.axes if name in wanted)
+
+
+def _inside(binding: Binding, reference: Reference) -> str:
+    """The name of the loop over a variable, whatever the variable is called; `*` is an item that is itself a list."""
+    if binding.step is not None:
+        return ".".join((binding.step.name, *binding.step.path, *reference.path))
+    return ".".join((binding.axis or "", *(reference.path or ("*",))))
 
 
 def check_reference(

@@ -125,13 +125,18 @@ def compare(before: Path, after: Run | Path) -> list[ColumnComparison]:
     found = []
     for column in columns:
         largest, differing = 0.0, []
-        for index in sorted({*first, *second}):
+        mine = sorted(
+            index
+            for index in {*first, *second}
+            if column in {**first.get(index, {}), **second.get(index, {})}
+        )
+        for index in mine:
             a, b = (rows.get(index, {}).get(column, ...) for rows in (first, second))
             same, gap = _gap(a, b)
             largest = max(largest, gap)
             if not same:
                 differing.append(index[1])
-        found.append(ColumnComparison(column, len({*first, *second}), largest, tuple(differing)))
+        found.append(ColumnComparison(column, len(mine), largest, tuple(differing)))
     return found
 
 

@@ -62,7 +62,7 @@ def _head(title: str, file: WorkflowFile, record: Mapping[str, Any], results: Re
     intro = results.shown.get("intro") or file.description
     state, mood = record["state"], STATES.get(record["state"], "")
     if state == "finished" and record["failed"]:
-        state, mood = f"finished, {record['failed']} calls failed", "warn"
+        state, mood = f"finished, {record['failed']} failed", "warn"
     error = f'<p class="error">{escape(str(record["error"]))}</p>' if record["error"] else ""
     return (
         f"<header><h1>{escape(title)}</h1><p>{escape(str(intro))}</p>{error}"

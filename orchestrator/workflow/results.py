@@ -91,6 +91,8 @@ class Results(Sink):
         self.errors: list[dict[str, Any]] = []
         self.cards: list[tuple[Index, dict[str, Any]]] = []
         self.rows = 0
+        self.unread: Counter[str] = Counter()
+        """Outputs by name, with the number of rows in which they refer to what is not in a value."""
         self.shown: dict[str, Any] = {}
         self.outputs: dict[str, Any] = {}
         self.began = 0.0
@@ -122,13 +124,16 @@ class Results(Sink):
         line: dict[str, Any] = {"index": list(index), "item": _items(node, at, scope)}
         if node.arguments["over"]:
             line["over"] = node.arguments["over"]
-        errors = _upstream(node, at, scope)
+        errors, unread = _upstream(node, at, scope), dict[str, str]()
         for name, part in node.arguments["outputs"].items():
             value, error = _read(read, part)
             if error and not errors and not _absent(part, node, at, scope):
-                errors[name] = error
+                unread[name] = error
             key = "-".join(str(at[axis]) for axis in node.arguments["depends"][name]) or "all"
             line[name] = self._plain(name, key, value)
+        for name, error in unread.items():
+            self._unread(name, index, error)
+        errors |= unread
         if errors:
             line["errors"] = errors
         assert self._stream is not None
@@ -140,10 +145,13 @@ class Results(Sink):
             card = {name: _read(read, part)[0] for name, part in node.arguments["card"].items()}
             self.cards.append((index, {**card, "errors": errors}))
 
-    def summary(self, node: Node, read: Callable[[Any], Any]) -> None:
+    def summary(self, node: Node, read: Callable[[Any], Any], scope: Scope) -> None:
         """Writes summary.json and keeps what the report shows."""
         for name, part in node.arguments["outputs"].items():
-            self.outputs[name] = self._plain(name, "all", _read(read, part)[0])
+            value, error = _read(read, part)
+            if error and name not in self.unread and not _absent(part, node, {}, scope):
+                self._unread(name, (), error)
+            self.outputs[name] = self._plain(name, "all", value)
         if self.outputs:
             text = json.dumps(self.outputs, ensure_ascii=False, indent=2)
             (self.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -153,6 +161,12 @@ class Results(Sink):
                 {key: plain(_read(read, value)[0]) for key, value in entry.items()}
                 for entry in node.arguments[part]
             ]
+
+    def _unread(self, output: str, index: Index, error: str) -> None:
+        """An output that refers to what is not in a value: told as a failed call is."""
+        self.unread[output] += 1
+        if len(self.errors) < ERRORS:
+            self.errors.append({"step": f"outputs.{output}", "index": list(index), "error": error})
 
     def close(self) -> None:
         """Closes the files; rows that came out of order are put in order."""

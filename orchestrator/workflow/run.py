@@ -141,8 +141,17 @@ class Workflow:
             try:
                 roster.family(seat)
             except ConfigError as error:
-                raise self.source.error(error.message, ("models", name, "family"), hint=error.hint) from None
+                key = "with" if self._is_family(models, seat.family) else "family"
+                raise self.source.error(error.message, ("models", name, key), hint=error.hint) from None
         return roster
+
+    @staticmethod
+    def _is_family(models: Models, name: str) -> bool:
+        try:
+            models.catalog.get(name)
+        except ConfigError:
+            return False
+        return True
 
     def start(
         self,
@@ -256,7 +265,12 @@ class Execution:
                 self.roster.unload()
         if failure is not None:
             raise failure
-        return Run(self.folder, record, self.engine.failed, self.results.rows)
+        return Run(self.folder, record, self.failed, self.results.rows)
+
+    @property
+    def failed(self) -> int:
+        """Calls that failed, and outputs that refer to what is not in a value."""
+        return self.engine.failed + self.results.unread.total()
 
     def _end(self) -> dict[str, Any]:
         """Writes what is known at the end, each file even where another could not be."""
@@ -294,7 +308,7 @@ class Execution:
             "started": datetime.fromtimestamp(self.started).astimezone().isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started, 3),
             "rows": self.results.rows,
-            "failed": self.engine.failed,
+            "failed": self.failed,
             "steps": {
                 step.id: _tally(self.results.steps[step.id])
                 for step in self.workflow.file.steps

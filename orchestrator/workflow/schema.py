@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -31,6 +31,7 @@ InputType = Literal[
     "boolean",
     "any",
 ]
+DType = Literal["auto", "float32", "float16", "bfloat16"]
 LIST_TYPES = ("images", "files", "jsonl", "csv", "parquet", "list")
 Positive = Annotated[int, Meta(ge=1)]
 Identifier = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
@@ -86,7 +87,7 @@ class Model(_Strict, frozen=True, kw_only=True):
     concurrency: Annotated[
         Positive | None, Meta(description="Calls under way at a time; default: one for each replica.")
     ] = None
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
+    dtype: DType | None = None
     device_map: str | dict[str, str] | None = None
     devices: list[str] | None = None
     max_memory: dict[str, int | str] | None = None
@@ -228,6 +229,10 @@ _STRUCTS: list[tuple[str, type[msgspec.Struct]]] = [
     (r"\$\.report\.figures\[\d+\]", Figure),
     (r"\$\.report\.tables\[\d+\]", Table),
 ]
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "type": get_args(InputType), "dtype": get_args(DType), "on_error": ("stop", "skip"), "then": ("stop", "skip"),
+    "version": ("1",),
+}  # fmt: skip
 _PARTS: dict[str, type[msgspec.Struct]] = {"inputs": Input, "models": Model}
 
 
@@ -282,7 +287,20 @@ def _complaint(
     missing = re.match(r"Object missing required field `(.*)`", text)
     if missing:
         return source.error(f"{_spell(place) or 'the workflow'} needs {missing[1]!r}", place)
-    return source.error(f"{_spell(place)}: {_people(text)}", place, hint=_trap(text))
+    choices = _CHOICES.get(str(place[-1]), ()) if place else ()
+    if choices and text.startswith("Invalid enum value "):
+        value = text.removeprefix("Invalid enum value ")
+        words = f"{_spell(place)}: {value} is none of {', '.join(choices)}"
+        near = nearest(value.strip("'"), choices)
+        return source.error(words, place, hint=near if near.startswith("did you mean") else None)
+    if "matching regex" in text:
+        dotted = "._-" in text
+        signs, first = (
+            ("'.', '-' and '_'", "a letter or digit") if dotted else ("'-' and '_'", "a letter or '_'")
+        )
+        words = f"{_spell(place)}: a name has letters, digits, {signs} only and begins with {first}"
+        return source.error(words, place)
+    return source.error(f"{_spell(place)}: {_people(text)}", place, hint=_trap(text, place))
 
 
 def _keys(kind: type[msgspec.Struct]) -> tuple[str, ...]:
@@ -309,10 +327,17 @@ def _people(text: str) -> str:
         return " or ".join(words.get(part.strip(), part.strip()) for part in match[1].split("|"))
 
     text = re.sub(r"`([a-z| ]+)`", names, text)
+    text = (
+        text.replace("of length >= 1", "of one or more")
+        .replace(">= ", "of at least ")
+        .replace("> ", "above ")
+    )
     return text[:1].lower() + text[1:]
 
 
-def _trap(text: str) -> str | None:
+def _trap(text: str, place: Place) -> str | None:
+    if place[-1:] == ("for_each",) and text.endswith("`array`"):
+        return "make the list an input of type list and refer to it: ${name}"
     if re.match(r"Expected `str( \| [a-z| ]*)?`, got `(float|int|bool|null)`", text):
         return "YAML reads 4.40 as a number and no, on, yes as booleans: quote it"
     return None

@@ -7,24 +7,42 @@ from typing import Any
 
 from orchestrator.workflow.schema import Condition
 
-__all__ = ["holds"]
+__all__ = ["TESTS", "Incomparable", "holds"]
 
-_TESTS = tuple(name for name in Condition.__struct_fields__ if name != "value")
+TESTS = tuple(name for name in Condition.__struct_fields__ if name != "value")
+
+
+class Incomparable(Exception):
+    """A value is of a type that a test cannot be made with."""
 
 
 def holds(condition: Any) -> bool:
     """Whether an evaluated condition holds: every test of a comparison, or the value's truth.
 
     Empty texts, lists, mappings and arrays, 0, false and null are false, as in Python.
+
+    Raises:
+        Incomparable: the value is text, say, and the test is for numbers.
     """
-    if isinstance(condition, Mapping) and "value" in condition and any(test in condition for test in _TESTS):
-        return all(_test(name, condition["value"], condition[name]) for name in _TESTS if name in condition)
-    if isinstance(condition, Mapping) and set(condition) == {"value"}:
-        return holds(condition["value"])
+    if isinstance(condition, Mapping) and "value" in condition and any(test in condition for test in TESTS):
+        return all(_checked(name, condition["value"], condition[name]) for name in TESTS if name in condition)
     size = getattr(condition, "size", None)
     if size is not None and getattr(condition, "shape", ()) != ():
         return bool(size)
     return bool(condition)
+
+
+def _checked(name: str, value: Any, other: Any) -> bool:
+    try:
+        return _test(name, value, other)
+    except (TypeError, ValueError):
+        raise Incomparable(f"when: {name} {_told(other)} cannot be asked of {_told(value)}") from None
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    return str(value) if isinstance(value, (int, float)) else f"a {type(value).__name__}"
 
 
 def _test(name: str, value: Any, other: Any) -> bool:

@@ -23,10 +23,13 @@ class FakeModel:
     report: Mapping[str, Any] = field(default_factory=dict)
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4))
     unloaded: bool = False
+    streams: bool = True
+    """Whether every method has a twin that streams."""
 
     @property
     def methods(self) -> dict[str, str]:
-        return dict.fromkeys(self.methods_of, "call")
+        twins = {f"{name}_stream": "stream" for name in self.methods_of if self.streams}
+        return dict.fromkeys(self.methods_of, "call") | twins
 
     def submit(self, method: str, *, timeout: float | None = None, **kwargs: Any) -> Future[Any]:
         self.log.append((self.name, method, kwargs))
@@ -55,6 +58,7 @@ class FakeModels:
         self.worker_file = Path(__file__)
         self.store = Path("/envs")
         self.revision: str | None = None
+        self.streams = True
         self.built: dict[str, str] = {family: f"env-{family}" for family in families}
         self.catalog = SimpleNamespace(get=self._family)
         self.environments = SimpleNamespace(find=self._find)
@@ -71,7 +75,7 @@ class FakeModels:
             id=self.built.setdefault(family, f"env-{family}"), family=family, path=self.store / self.built[family], python_version="3.11.9",
             versions={"numpy": "1.26.4", "transformers": "4.36.2"},
         )  # fmt: skip
-        model = FakeModel(name, self.families[family], environment, self.log)
+        model = FakeModel(name, self.families[family], environment, self.log, streams=self.streams)
         if self.revision is not None and arguments.get("checkpoint"):
             spec = arguments["checkpoint"]
             model.checkpoint = SimpleNamespace(

@@ -125,3 +125,21 @@ def test_credits_never_change_what_comes_out_nor_stop_it(here: Path, seed: int) 
         return
     found = [results(text, allowed, here / str(allowed)) for allowed in (1, 2, 1000)]
     assert found[0] == found[1] == found[2]
+
+
+def test_an_item_that_is_a_list_can_be_gone_over_itself(here: Path) -> None:
+    text = """
+inputs: {table: {type: list, default: [[1, 2], [3]]}}
+steps:
+- {id: parts, model: m, call: split, for_each: {row: "${table}"}, with: {x: "${row}"}}
+- {id: cells, call: collect, for_each: {row: "${table}", cell: "${row}"}, with: {values: "${cell}"}}
+- {id: a, call: collect, for_each: {row: "${table}", part: "${parts}"}, with: {values: "${part}"}}
+- {id: b, call: collect, for_each: {mine: "${parts}", part: "${mine}"}, with: {values: "${part}"}}
+outputs: {cell: "${cells}", a: "${a}", b: "${b}"}
+"""
+    models = FakeModels(one={"split": lambda x: [10 * n for n in x]})
+    rows = list(Workflow.parse(BEGINNING + text).run(models, out=here / "out").results())
+    cells = [row for row in rows if row["over"] == ["table", "table.*"]]
+    parts = [row for row in rows if row["over"] == ["table", "parts"]]
+    assert [(row["index"], row["cell"]) for row in cells] == [([0, 0], 1), ([0, 1], 2), ([1, 0], 3)]
+    assert [(row["a"], row["b"]) for row in parts] == [(10, 10), (20, 20), (30, 30)]

@@ -78,6 +78,7 @@ def test_differences_are_measured_by_column_and_row(record: dict[str, Any]) -> N
     assert found["word"].differing == ((1,),)
     assert found["word"].largest == 0.0
     assert found["mean"].largest == pytest.approx(0.0625)
+    assert {name: column.rows for name, column in found.items()} == {"vec": 2, "word": 2, "mean": 1}
 
 
 def test_a_missing_row_is_a_difference(record: dict[str, Any]) -> None:

@@ -98,7 +98,7 @@ def test_the_page_shows_what_matters(here: Path) -> None:
         "env-python",
         "largest",
         "0.5",
-        "finished, 1 calls failed",
+        "finished, 1 failed",
         "Time line",
     ):
         assert words in text

@@ -589,3 +589,70 @@ outputs: {part: "${a.part}"}
     assert (first["part"], second["part"]) == (None, 2)
     assert "errors" not in first
     assert "errors" not in second
+
+
+def test_a_condition_that_cannot_be_tested_fails_its_item(here: Path) -> None:
+    done, _ = run(
+        """
+on_error: skip
+inputs: {rows: {type: list, default: [{age: 3}, {age: "36"}, {age: 40}]}}
+steps: [{id: a, model: m, call: f, for_each: "${rows}", when: {value: "${item.age}", above: 30}, with: {x: "${item.age}"}}]
+""",
+        {"f": lambda x: x},
+    )
+    assert [row["a"] for row in rows(done)] == [None, None, 40]
+    assert rows(done)[1]["errors"] == {"a": "when: above 30.0 cannot be asked of the text '36'"}
+    assert done.exit_code == 1
+
+
+def test_an_output_that_refers_to_what_is_not_there_is_a_failure(here: Path) -> None:
+    steps = """
+inputs: {n: {type: list, default: [1, 2]}}
+steps: [{id: a, model: m, call: f, for_each: "${n}", with: {x: "${item}"}}, {id: b, model: m, call: f, with: {x: 1}}]
+outputs: {good: "${a.k}", bad: "${a.l}", all: "${b.l}"}
+"""
+    done, _ = run(steps, {"f": lambda x: {"k": x}})
+    assert (done.exit_code, done.failed) == (1, 3)
+    assert [(e["step"], e["index"]) for e in done.record["errors"]] == [
+        ("outputs.bad", [0]), ("outputs.bad", [1]), ("outputs.all", []),
+    ]  # fmt: skip
+    assert "no 'l'" in done.record["errors"][0]["error"]
+    once, _ = run(
+        "steps: [{id: b, model: m, call: f, with: {x: 1}}]\noutputs: {all: '${b.l}'}", {"f": lambda x: {}}
+    )
+    assert once.failed == 1
+
+
+def test_the_first_failure_is_the_one_that_is_told(here: Path) -> None:
+    text = 'inputs: {n: {type: list, default: [0, 1, 2]}}\nsteps: [{id: a, model: m, call: f, for_each: "${n}", batch: 3, with: {x: "${item}"}}]'
+    with pytest.raises(WorkflowError, match=r"step a\[0\] failed") as caught:
+        run(text, {"f": lambda x: x + 1})
+    assert "a list for each argument" in (caught.value.hint or "")
+
+
+def test_what_cannot_be_sent_is_told_with_its_step_and_place(here: Path) -> None:
+    def refuse(x: int) -> None:
+        raise ConfigError("an integer of 97 bits", hint="send it as str")
+
+    with pytest.raises(ConfigError) as caught:
+        run("steps: [{id: a, model: m, call: f, with: {x: 1}}]", {"f": refuse})
+    assert caught.value.message == "<text>:4:9: step a: an integer of 97 bits"
+    assert caught.value.hint == "send it as str"
+
+
+def test_a_method_that_does_not_stream_is_told_from_one_that_does(here: Path) -> None:
+    models = FakeModels(python={"f": lambda: 1})
+    models.streams = False
+    text = "version: 1\nname: w\nmodels: {m: {family: python}}\nsteps: [{id: a, model: m, call: f, stream: true}]"
+    with pytest.raises(ConfigError, match="gives everything at once") as caught:
+        Workflow.parse(text).run(models)
+    assert (caught.value.line, caught.value.column) == (4, 36)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_mean_of_nothing_is_null(here: Path) -> None:
+    done, _ = run(
+        "steps: [{id: a, call: mean, with: {values: []}}, {id: b, call: mean, with: {values: [null, null]}}]",
+        {},
+    )
+    assert summary(done) == {"a": None, "b": None}
