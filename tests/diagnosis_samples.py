@@ -34,6 +34,7 @@ SAMPLES: list[tuple[str, str, str, str, str]] = [
     ("not-a-checkpoint", "builtins.OSError", "Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/tmp/ck/bert'. Use `repo_type` argument if needed.", "", "5.23.0"),
     ("not-a-checkpoint", "builtins.OSError", "Incorrect path_or_model_id: '/tmp/ck/bert'. Please provide either the path to a local folder or the repo_id of a model on the Hub.", "", "4.36.2"),
     ("modelscope-pipeline-call", "builtins.TypeError", "text should be str or List[str], but got <class 'torch.Tensor'>", "", ""),
+    ("modelscope-pipeline-call", "builtins.AssertionError", "invalid input type for text, expected <class 'str'> but got <class 'list'>\n ['a']", "", ""),
     ("damaged-weights", "safetensors._safetensors_rust.SafetensorError", "Error while deserializing header: header too large", "", "4.36.2"),
     ("damaged-weights", "builtins.OSError", "You seem to have cloned a repository without having git-lfs installed. Please install git-lfs", "", "4.57.6"),
     ("clip-vision-keys", "builtins.RuntimeError", 'Error(s) in loading state_dict for CLIPVisionModel:\n\tMissing key(s) in state_dict: "embeddings.class_embedding". \n\tUnexpected key(s) in state_dict: "vision_model.embeddings.class_embedding".', "", "5.23.0"),
