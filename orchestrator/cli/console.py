@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -32,14 +32,22 @@ TROUBLE = ("backoff", "quarantined")
 class Console:
     """One per invocation of the command line; commands get it by `@pass_console`."""
 
-    def __init__(
-        self, *, quiet: bool = False, verbose: int = 0, overrides: dict[str, Any] | None = None
-    ) -> None:
-        self.quiet = quiet
-        self.verbose = verbose
+    def __init__(self, overrides: Mapping[str, Any] | None = None) -> None:
+        self.quiet = False
+        self.verbose = 0
         self.overrides = dict(overrides or {})
         self.json_output = False
         self._live: LiveProgress | None = None
+
+    def set(self, option: str, value: Any) -> None:
+        """Takes one of the options that every command has; `home`, `project` and `offline` before `settings` is read."""
+        if option == "quiet":
+            self.quiet = True
+        elif option == "verbose":
+            self.verbose += value
+            logging.getLogger().setLevel(logging.INFO if self.verbose == 1 else logging.DEBUG)
+        else:
+            self.overrides[option] = value
 
     @cached_property
     def settings(self) -> Settings:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 from typing import Any
@@ -48,7 +50,18 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"orchestrator.cli.{cmd_name}").command
+        _take_general_options(command, ctx)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Click would make every broken pipe a silent exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            if not _reader_is_gone(sys.stdout.fileno()):
+                raise RuntimeError(f"a pipe broke: {error}") from error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0  # `orchestrator … | head` has what it wanted
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -66,26 +79,63 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, "-V", "--version", prog_name="orchestrator")
-@click.option("-q", "--quiet", is_flag=True, help="No talk, no progress: data only.")
-@click.option("-v", "--verbose", count=True, help="More words; twice for debug records.")
-@click.option("--home", type=click.Path(), help="Where environments and checkpoints are kept.")
-@click.option(
-    "--project", type=click.Path(exists=True, file_okay=False), help="The folder with envs/ and workers/."
+GENERAL = (
+    click.Option(["-q", "--quiet"], is_flag=True, help="No talk, no progress: data only."),
+    click.Option(["-v", "--verbose"], count=True, help="More words; twice for debug records."),
+    click.Option(["--home"], type=click.Path(), help="Where environments and checkpoints are kept."),
+    click.Option(
+        ["--project"],
+        type=click.Path(exists=True, file_okay=False),
+        help="The folder with envs/ and workers/.",
+    ),
+    click.Option(["--offline"], is_flag=True, help="Never ask an index or a hub."),
 )
-@click.option("--offline", is_flag=True, default=None, help="Never ask an index or a hub.")
+"""What every command takes, before its name and after it; help shows it once."""
+
+
+def _take_general_options(command: click.Command, ctx: click.Context) -> None:
+    if any(param.name == "quiet" for param in command.params):
+        return  # a second invocation in one process
+    for option in GENERAL:
+        command.params.append(late := copy.copy(option))
+        late.hidden, late.expose_value, late.callback = True, False, _set_late
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            child = command.get_command(ctx, name)
+            assert child is not None
+            _take_general_options(child, ctx)
+
+
+def _set_late(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    if value:
+        assert option.name is not None
+        ctx.ensure_object(Console).set(option.name, value)
+
+
+def _misplaced(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        raise click.UsageError("--json stands after the command: orchestrator ps --json", ctx)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]}, params=list(GENERAL))
+@click.version_option(__version__, "-V", "--version", prog_name="orchestrator")
+@click.option("--json", is_flag=True, hidden=True, expose_value=False, callback=_misplaced)
 @click.pass_context
-def cli(ctx: click.Context, /, quiet: bool, verbose: int, **overrides: Any) -> None:
-    """Run models whose dependencies cannot share an environment in one program."""
-    ctx.obj = Console(quiet=quiet, verbose=verbose, overrides=overrides)
-    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+def cli(ctx: click.Context, /, **general: Any) -> None:
+    """Run models whose dependencies cannot share an environment in one program.
+
+    The options here may also stand after a command.
+    """
+    ctx.obj = Console()
     handler = ConsoleHandler(ctx.obj)
     if os.environ.get("ORCHESTRATOR_LOG_FORMAT") == "json":
         handler.setFormatter(JsonRecords())
     else:
         handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name, value in general.items():
+        if value:
+            ctx.obj.set(name, value)
 
 
 def main() -> None:
@@ -105,12 +155,15 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = 130
-    except BrokenPipeError:  # `orchestrator … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         code = _failure(error)
     sys.exit(code)
+
+
+def _reader_is_gone(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _failure(error: Exception) -> int:

@@ -116,6 +116,31 @@ def test_what_json_has_no_number_for_is_null(model: Path) -> None:
     assert shown == {"value": None, "list": [1.5, None], "array": [None, 2.0]}
 
 
+def test_what_every_command_takes_stands_before_or_after_it(model: Path, tmp_path: Path) -> None:
+    assert orchestrator("call", f"{model}:double", "2", "-q").stderr == ""
+    assert "orchestrator.replicas: my_model: cold -> starting" in (
+        orchestrator("call", "-v", f"{model}:double", "2").stderr
+    )
+    for arguments in (("env", "list", "--home", str(tmp_path)), ("env", "--home", str(tmp_path), "list")):
+        assert len(orchestrator(*arguments).stdout.splitlines()) == 1  # the header
+    misplaced = orchestrator("--json", "ps")
+    assert misplaced.returncode == 2
+    assert "orchestrator ps --json" in misplaced.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
+    command = ["-q", "call", f"{model}:Model.count", "to=100000000", "--stream"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(2) == b"01"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(120) == 0
+
+
 def test_bytes_of_a_file(model: Path) -> None:
     done = orchestrator("-q", "call", f"{model}:Model.length", f"data=@{model}")
     assert done.stdout.strip() == str(len(MODEL))
