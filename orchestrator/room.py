@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -135,7 +135,9 @@ class SharedRoom:
             if options.get(option) and Path(options[option]).exists()
         }
         needs = needs_of(path, dtype=specification.dtype, towers=towers)
-        bits = next((bits for bits in (4, 8) if options.get(f"load_in_{bits}bit")), None)
+        more = options.get("quantization_config")
+        asked = {**more, **options} if isinstance(more, Mapping) else options
+        bits = next((bits for bits in (4, 8) if asked.get(f"load_in_{bits}bit")), None)
         return needs if bits is None else needs.quantised_to(bits)
 
     def _place_or_evict(self, question: Question) -> tuple[Placement | None, list[Deployment]]:

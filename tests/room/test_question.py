@@ -67,10 +67,13 @@ def test_half_on_gpu_reserves_half_on_a_gpu_and_all_on_the_cpu(room: SharedRoom,
         room.reserve(replace(what, options={}, device_map="single"), 0)
 
 
-def test_quantised_loads_and_towers_are_counted_as_they_will_be(room: SharedRoom, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [{"load_in_4bit": True}, {"quantization_config": {"load_in_4bit": True}}])
+def test_quantised_loads_and_towers_are_counted_as_they_will_be(
+    room: SharedRoom, tmp_path: Path, bits: dict[str, object]
+) -> None:
     path = folder(tmp_path / "mgm", {"model.layers.0.w": 12 * GIB})
     tower = folder(tmp_path / "clip", {"vision_model.w": GIB})
-    what = specification(path, dtype="float16", options={"load_in_4bit": True, "vision_tower": str(tower)})
+    what = specification(path, dtype="float16", options={**bits, "vision_tower": str(tower)})
     placement, reservation = room.reserve(what, 0)
     reservation.close()
     weights = {name: size for share in placement.shares for name, size in share.weights_by_block().items()}
@@ -126,6 +129,21 @@ def test_only_those_go_whose_room_is_needed(room: SharedRoom, tmp_path: Path) ->
     )
     assert placement.devices == ("imagined-0",)
     assert gone == ["new"]
+
+
+def test_nobody_is_waited_for_in_vain(room: SharedRoom, tmp_path: Path) -> None:
+    """A busy model whose going would not make it fit is no reason to wait."""
+    small = replace(specification(folder(tmp_path / "small", {"w": GIB})), name="small", devices=("1",))
+    room.reserve(small, 0)
+    busy = SimpleNamespace(
+        name="small", specification=small, idle_for=lambda: 0.0,
+        replicas=[SimpleNamespace(index=0, state=ReplicaState.READY)],
+    )  # fmt: skip
+    room._deployments = lambda: [busy]  # type: ignore[list-item]
+    room.settings = replace(room.settings, room_timeout=3600.0)
+    with pytest.raises(PlacementError, match="does not fit") as caught:
+        room.reserve(specification(folder(tmp_path / "vast", {"w": 50 * GIB})), 0)
+    assert "waited" not in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,11 @@ class Qwen2VL:
             raise ValueError(
                 "qwen2-vl needs a checkpoint: a folder, hf:Qwen/Qwen2-VL-2B-Instruct or modelscope:…"
             )
+        if not isinstance(quantization_config or {}, Mapping):
+            raise ValueError(
+                f"quantization_config is a mapping of settings, not {quantization_config!r}; bits are load_in_4bit=True or "
+                "load_in_8bit=True"
+            )
         quantization = dict(quantization_config or {})
         quantization.update({"load_in_8bit": True} if load_in_8bit else {})
         quantization.update({"load_in_4bit": True} if load_in_4bit else {})
