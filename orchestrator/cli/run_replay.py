@@ -28,6 +28,7 @@ def replay(console: Console, path: Path, out: Path | None, *, sandbox: bool | No
 
     path = path / "run.json" if path.is_dir() else path
     record = read_record(path)
+    again.check_results(path.parent)
     workflow = again.recorded_workflow(record)
     told = record["workflow"]
     store = EnvironmentStore(console.settings)
@@ -43,7 +44,7 @@ def replay(console: Console, path: Path, out: Path | None, *, sandbox: bool | No
         try:
             again.check_inputs(record, execution.inputs)
             notes = restore_environments(record, path.parent, execution.roster, store, listener)
-            notes += again.changed_code(record, execution.roster)
+            notes += again.not_as_recorded(record, execution.roster)
         except BaseException:
             execution.folder.rmdir()  # nothing is in it yet
             raise

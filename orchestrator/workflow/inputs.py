@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from glob import glob, has_magic
+from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from orchestrator.workflow.schema import Input, WorkflowFile
 from orchestrator.workflow.values import File
 from orchestrator.workflow.yaml_source import YamlSource, nearest
 
-__all__ = ["FetchPackage", "parse_overrides", "read_inputs"]
+__all__ = ["FetchPackage", "from_everywhere", "parse_overrides", "read_inputs"]
 
 FetchPackage = Callable[[str], Path]
 """Gives the folder in which a package from the index lies unpacked."""
@@ -47,6 +47,25 @@ def parse_overrides(pairs: Sequence[str]) -> dict[str, list[str]]:
             raise ConfigError(f"--input {pair!r}: expected NAME=VALUE")
         found.setdefault(name, []).append(value)
     return found
+
+
+def from_everywhere(file: WorkflowFile, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The same overrides with absolute paths: they are recorded, and read again in another current folder."""
+    return {
+        name: _absolute(value) if name in file.inputs and file.inputs[name].type in PATH_TYPES else value
+        for name, value in overrides.items()
+    }
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item) for item in value]
+    if not isinstance(value, (str, Path)) or str(value).startswith("pypi:"):
+        return value
+    path = Path.cwd() / Path(value).expanduser()
+    if has_magic(str(value)) and not path.exists():
+        path = Path(escape(str(Path.cwd()))) / Path(value).expanduser()
+    return str(path)
 
 
 def read_inputs(
@@ -113,10 +132,12 @@ class _Reader:
             raise self.complain(f"given {len(given)} times, but it is one {kind}")
         if kind == "text":
             return given[0]
+        if not given[0].strip():
+            raise self.complain(f"it is empty; expected {kind}")
         try:
             value = yaml.safe_load(given[0])
         except yaml.YAMLError:
-            raise self.complain(f"{given[0]!r} is not {kind}") from None
+            raise self.complain(f"{given[0]!r} is neither JSON nor YAML; expected {kind}") from None
         return [value] if kind == "list" and not isinstance(value, list) else value
 
     def read(self, value: Any) -> Any:
@@ -152,11 +173,9 @@ class _Reader:
     def _find(self, text: str) -> Iterator[File]:
         """The files that a path, folder, glob or `pypi:NAME#inside` means, in order of their names."""
         root, inside, prefix = self._root(text)
-        pattern = str(root / inside) if inside else str(root)
-        if has_magic(inside or text):
-            paths = sorted(Path(path) for path in glob(pattern, recursive=True, include_hidden=False))
-        else:
-            paths = [Path(pattern)]
+        paths = [root / inside]
+        if has_magic(inside or text) and not paths[0].exists():  # `photo[1].png` may be a file's name
+            paths = _matches(root, inside) if prefix else _matches(self.base, text)
         if not paths:
             raise self.complain(f"nothing matches {text}")
         for path in paths:
@@ -189,12 +208,23 @@ class _Reader:
                 case "jsonl":
                     return self._jsonl(path)
                 case "csv":
-                    with path.open(encoding="utf-8-sig", newline="") as stream:
-                        return list(csv.DictReader(stream))
+                    return self._csv(path)
                 case _:
                     return self._parquet(path)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise self.complain(f"cannot read {path}: {error}") from None
+
+    def _csv(self, path: Path) -> list[Any]:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            rows = []
+            for row in reader:
+                if None in row:
+                    raise self.complain(
+                        f"{path}:{reader.line_num}: more cells than the {len(row) - 1} of the first line"
+                    )
+                rows.append(row)
+        return rows
 
     def _jsonl(self, path: Path) -> list[Any]:
         rows = []
@@ -215,6 +245,12 @@ class _Reader:
             ) from None
         rows: list[Any] = parquet.read_table(path).to_pylist()
         return rows
+
+
+def _matches(base: Path, pattern: str) -> list[Path]:
+    """The files that a glob means, in order; `base` may itself have a `[` in its name."""
+    whole = str(Path(escape(str(base))) / Path(pattern).expanduser())
+    return sorted(Path(path) for path in glob(whole, recursive=True, include_hidden=False))
 
 
 def _origin(path: Path, root: Path, prefix: str) -> str:

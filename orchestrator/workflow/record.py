@@ -7,7 +7,9 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from orchestrator.errors import ConfigError, OrchestratorError
 from orchestrator.events import Listener
@@ -21,6 +23,24 @@ __all__ = ["describe_input", "describe_seat", "keep_locks", "lock_of", "package_
 LOCK = "requirements.lock"
 
 LONGEST = 10_000  # items of an input that run.json lists
+
+
+class _RecordedWorkflow(msgspec.Struct):
+    path: str
+    base: str
+    text: str
+    inputs: dict[str, Any]
+    sandbox: bool | None = None
+
+
+class _Record(msgspec.Struct):
+    """What a run that goes on, or is made again, needs of a record."""
+
+    version: Literal[1]
+    state: str
+    workflow: _RecordedWorkflow
+    models: dict[str, dict[str, Any]]
+    inputs: dict[str, Any]
 
 
 def package_fetcher(models: Models, listener: Listener) -> FetchPackage:
@@ -47,9 +67,12 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read it: {error.strerror}", path=str(path)) from None
     except ValueError as error:
         raise ConfigError(f"not JSON: {error}", path=str(path)) from None
-    if not isinstance(record, dict) or record.get("version") != 1 or "workflow" not in record:
-        raise ConfigError("not the record of a run", path=str(path))
-    return record
+    try:
+        msgspec.convert(record, _Record)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"not the record of a run: {error}", path=str(path)) from None
+    found: dict[str, Any] = record
+    return found
 
 
 def describe_input(value: Any) -> Any:

@@ -57,6 +57,8 @@ class Reference:
         for depth, part in enumerate(self.path):
             try:
                 value = _enter(value, part)
+            except UnicodeDecodeError:
+                raise ReferenceFailure(f"{self}: {value} is not UTF-8 text") from None
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 reached = ".".join((self.name, *self.path[:depth]))
                 raise ReferenceFailure(

@@ -20,13 +20,14 @@ from orchestrator.workflow.values import File, plain
 
 __all__ = [
     "ColumnComparison",
-    "changed_code",
+    "not_as_recorded",
     "check_inputs",
     "compare",
     "recorded_workflow",
     "shown",
 ]
 
+RESULTS = "results.jsonl"
 SHOWN = 5  # differing rows that are listed
 
 
@@ -100,9 +101,11 @@ def _found(value: Any) -> Iterator[File]:
             yield item
 
 
-def changed_code(record: Mapping[str, Any], roster: Roster) -> list[str]:
-    """In words: the models whose code is another than in the recorded run."""
-    return [
+def not_as_recorded(record: Mapping[str, Any], roster: Roster) -> list[str]:
+    """In words: that the recorded run was not finished, and the models whose code is another now."""
+    state = record["state"]
+    unfinished = f"not as recorded: that run was {state}; rows that it does not have count as different"
+    return ([] if state == "finished" else [unfinished]) + [
         f"{name}: not as recorded: the code of {roster.seats[name].spec.family} has changed"
         for name, model in record["models"].items()
         if not _same_code(model.get("code"), roster, roster.seats[name])
@@ -111,6 +114,16 @@ def changed_code(record: Mapping[str, Any], roster: Roster) -> list[str]:
 
 def _same_code(told: str | None, roster: Roster, seat: Seat) -> bool:
     return told is None or told == code_of(roster.family(seat), seat.options)
+
+
+def check_results(folder: Path) -> None:
+    """Refuses a run without results, before it is made again.
+
+    Raises:
+        ConfigError: there is nothing to compare with.
+    """
+    if not (folder / RESULTS).is_file():
+        raise ConfigError(f"there is no {folder / RESULTS} to compare with")
 
 
 def compare(before: Path, after: Run | Path) -> list[ColumnComparison]:

@@ -24,7 +24,7 @@ from orchestrator.processes import require_bubblewrap
 from orchestrator.workflow.calls import Caller, Memory
 from orchestrator.workflow.engine import Engine
 from orchestrator.workflow.graph import Graph, compile_graph
-from orchestrator.workflow.inputs import read_inputs
+from orchestrator.workflow.inputs import from_everywhere, read_inputs
 from orchestrator.workflow.models import Models, Roster
 from orchestrator.workflow.outputs import add_outputs
 from orchestrator.workflow.plan import Plan, make_plan
@@ -178,14 +178,13 @@ class Workflow:
             ConfigError: an input is wrong.
             SandboxUnavailable: a sandbox is asked for, and this machine has no bubblewrap or forbids it.
         """
-        values = read_inputs(
-            self.file, self.source, inputs or {}, package_fetcher(models, listener), base=self.base
-        )
+        given = from_everywhere(self.file, inputs or {})
+        values = read_inputs(self.file, self.source, given, package_fetcher(models, listener), base=self.base)
         roster = self.roster(models, values, sandbox=sandbox)
         if any(seat.sandbox for seat in roster.seats.values()):
             require_bubblewrap()
         folder = _folder(self.file.name, out, again=again)
-        return Execution(self, roster, values, inputs or {}, folder, listener, memory or Memory(), sandbox)
+        return Execution(self, roster, values, given, folder, listener, memory or Memory(), sandbox)
 
 
 class Execution:
@@ -355,8 +354,8 @@ def _folder(name: str, out: str | Path | None, *, again: bool) -> Path:
         folder = Path(out)
         if not again and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             resumable = (folder / "run.json").exists()
-            hint = f"go on with it: orchestrator run --resume {folder}" if resumable else "remove it"
-            raise ConfigError(f"{folder} is not an empty folder", hint=f"choose another --out, or {hint}")
+            hint = f", or go on with it: orchestrator run --resume {folder}" if resumable else ""
+            raise ConfigError(f"{folder} is not an empty folder", hint=f"choose another --out{hint}")
         _make(folder)
         return folder
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")

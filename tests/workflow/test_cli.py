@@ -110,6 +110,29 @@ def test_resume_goes_on_as_recorded(run: Callable[..., Result], monkeypatch: pyt
     assert json.loads(Path("out/run.json").read_text())["workflow"]["inputs"] == {"n": ["[8, 9, 10]"]}
 
 
+def test_paths_of_the_command_line_are_found_again_from_another_folder(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("w.yaml").write_text(TEXT.replace("{type: list, default: [1, 2, 3]}", "{type: files}"))
+    Path("a.txt").touch()
+    assert run("w.yaml", "--input", "n=*.txt", "--out", "out").exit_code == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run("--resume", "../out").exit_code == 0
+    assert run("--replay", "../out", "--out", "again").exit_code == 0
+
+
+def test_a_replay_without_results_to_compare_with_is_refused_at_once(run: Callable[..., Result]) -> None:
+    run("w.yaml", "--out", "out")
+    Path("out/results.jsonl").unlink()
+    made = len(FakeOrchestrator.made)
+    result = run("--replay", "out", "--out", "again")
+    assert isinstance(result.exception, ConfigError)
+    assert "no out/results.jsonl to compare with" in result.exception.message
+    assert len(FakeOrchestrator.made) == made
+    assert not Path("again").exists()
+
+
 def test_a_sandbox_is_asked_for_again_when_a_run_goes_on(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

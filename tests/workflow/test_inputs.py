@@ -150,3 +150,25 @@ def test_overrides_are_relative_to_the_current_folder_and_defaults_to_the_file(
     assert [f.name for f in read("{type: images, default: data}", folder, x=["sub"])["x"]] == ["d.png"]
     with pytest.raises(ConfigError, match="--input x: there is no data"):
         read("{type: images, default: data}", folder, x=["data"])
+
+
+def test_brackets_in_names_are_no_patterns(tmp_path: Path) -> None:
+    base = tmp_path / "run [1]"
+    base.mkdir()
+    (base / "a[1].txt").touch()
+    (base / "b.txt").touch()
+    assert [file.name for file in read('{type: files, default: "*.txt"}', base)["x"]] == ["a[1].txt", "b.txt"]
+    assert [file.name for file in read('{type: files, default: "a[1].txt"}', base)["x"]] == ["a[1].txt"]
+
+
+def test_a_row_of_a_csv_file_with_more_cells_than_the_first_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text('a,b\n1,"x\ny"\n1,2,3\n')
+    with pytest.raises(ConfigError, match=r"r\.csv:4: more cells than the 2 of the first line"):
+        read("{type: csv, default: r.csv}", tmp_path)
+
+
+def test_an_empty_value_is_refused_where_it_would_be_null(tmp_path: Path) -> None:
+    for kind in ("list", "integer", "any"):
+        with pytest.raises(ConfigError, match=rf"--input x: it is empty; expected {kind}"):
+            read(f"{{type: {kind}}}", tmp_path, x=[""])
+    assert read("{type: text}", tmp_path, x=[""])["x"] == ""

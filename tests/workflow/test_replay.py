@@ -18,7 +18,7 @@ from orchestrator.events import ignore
 from orchestrator.workflow import Workflow
 from orchestrator.workflow.models import Roster
 from orchestrator.workflow.record import read_record
-from orchestrator.workflow.replay import changed_code, check_inputs, compare, recorded_workflow
+from orchestrator.workflow.replay import check_inputs, compare, not_as_recorded, recorded_workflow
 from orchestrator.workflow.restoring import restore_environments
 
 TEXT = """
@@ -186,13 +186,24 @@ def test_without_a_lock_it_is_said_what_takes_the_environments_place(record: dic
 def test_code_that_changed_is_named(record: dict[str, Any], here: Path) -> None:
     fake = models()
     roster = recorded_workflow(record).start(fake, out="after").roster
-    assert changed_code(record, roster) == []
+    assert not_as_recorded(record, roster) == []
     fake.worker_file = here / "another.py"
     fake.worker_file.write_text("1")
-    assert changed_code(record, roster) == ["m: not as recorded: the code of python has changed"]
+    assert not_as_recorded(record, roster) == ["m: not as recorded: the code of python has changed"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", json.dumps({"version": 2}), json.dumps({"version": 1})])
+def test_a_run_that_was_not_finished_is_named(record: dict[str, Any]) -> None:
+    record["state"] = "interrupted"
+    roster = recorded_workflow(record).start(models(), out="after").roster
+    assert not_as_recorded(record, roster) == [
+        "not as recorded: that run was interrupted; rows that it does not have count as different"
+    ]
+
+
+HALF = {"version": 1, "state": "finished", "models": {}, "inputs": {}, "workflow": {"path": "w.yaml"}}
+
+
+@pytest.mark.parametrize("text", ["", "[]", *(json.dumps(x) for x in ({"version": 2}, {"version": 1}, HALF))])
 def test_what_is_no_record_is_refused(here: Path, text: str) -> None:
     (here / "run.json").write_text(text)
     with pytest.raises(ConfigError, match=r"run\.json: not"):

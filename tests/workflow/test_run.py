@@ -656,3 +656,12 @@ def test_the_mean_of_nothing_is_null(here: Path) -> None:
         {},
     )
     assert summary(done) == {"a": None, "b": None}
+
+
+def test_a_file_that_is_not_text_is_told_so(here: Path) -> None:
+    (here / "x.bin").write_bytes(b"\xff\xfe")
+    with pytest.raises(WorkflowError, match=r"x\.bin is not UTF-8 text"):
+        run(
+            'inputs: {x: {type: file, default: x.bin}}\nsteps: [{id: a, call: collect, with: {values: "${x.text}"}}]',
+            {},
+        )
