@@ -32,12 +32,14 @@ def command(console: Console, matrix: Path, axis: str | None, good: str, bad: st
     counts as a change is the file's `compare`. Two examples: docs/matrix.md.
     """
     from orchestrator.environments.versions import releases
-    from orchestrator.matrix import Cell, Runner, bisect, read_matrix
+    from orchestrator.matrix import Cell, Runner, axis_values, bisect, read_matrix
 
     file = read_matrix(matrix)
     name = _axis(file, axis)
-    others = tuple((key, values[0]) for key, values in file.axes.items() if key != name)
     with console.progress() as listener:
+        others = tuple(
+            (key, axis_values(file, key, console.settings, listener)[0]) for key in file.axes if key != name
+        )
         versions = [str(v) for v in releases(console.settings, name, f">={good},<={bad}", listener)]
         if len(versions) < 2 or versions[0] != good or versions[-1] != bad:
             raise ConfigError(f"{name} {good} and {bad} are not two releases, the older one first")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from orchestrator.environments.versions import newest_of_each_minor
 from orchestrator.errors import ConfigError
@@ -18,7 +19,7 @@ from orchestrator.matrix.compare import Tolerance
 from orchestrator.settings import Settings
 from orchestrator.workflow.yaml_source import YamlSource, nearest
 
-__all__ = ["LOADING", "Cell", "MatrixFile", "expand", "matrix_schema", "read_matrix"]
+__all__ = ["LOADING", "Cell", "MatrixFile", "axis_values", "expand", "matrix_schema", "read_matrix"]
 
 LOADING = ("family", "checkpoint", "dtype", "python", "device_map")
 """Axes that are arguments of the load; every other axis is a distribution whose version varies."""
@@ -29,7 +30,7 @@ class MatrixFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     version: int
     axes: dict[str, list[str] | str]
-    """Axis -> values; a version axis may also be a specifier such as ">=4.36,<4.40"."""
+    """Axis -> values. Of a distribution they are versions, `latest`, or specifiers such as ">=4.36,<4.40"."""
     call: dict[str, dict[str, Any]] = {}
     """Method -> its arguments."""
     self_test: bool = False
@@ -123,18 +124,31 @@ def _check(source: YamlSource, file: MatrixFile) -> None:
         raise source.error("there is nothing to do", hint="add `call: {METHOD: {…}}` or `self_test: true`")
     _check_self_test(source, file)
     for axis, values in file.axes.items():
-        if not values:
-            raise source.error(f"the axis {axis!r} has no values", ("axes", axis))
-        if isinstance(values, str) and axis in LOADING:
-            raise source.error(
-                f"the axis {axis!r} must be a list", ("axes", axis), hint=f"{axis}: [{values}]"
-            )
+        _check_axis(source, axis, values)
     for where, chosen in (("reference", file.reference), *(("exclude", entry) for entry in file.exclude)):
         for axis in chosen:
             if axis not in file.axes:
                 raise source.error(
                     f"{where}: there is no axis {axis!r}", (where,), hint=nearest(axis, file.axes)
                 )
+
+
+def _check_axis(source: YamlSource, axis: str, values: list[str] | str) -> None:
+    if not values:
+        raise source.error(f"the axis {axis!r} has no values", ("axes", axis))
+    if axis in LOADING:
+        if isinstance(values, str):
+            raise source.error(
+                f"the axis {axis!r} must be a list", ("axes", axis), hint=f"{axis}: [{values}]"
+            )
+        return
+    for value in [values] if isinstance(values, str) else values:
+        if not _is_version(value) and not _is_specifier(value):
+            raise source.error(
+                f"{value!r} is not a version of {axis}",
+                ("axes", axis),
+                hint='versions, latest, or specifiers such as ">=4.36,<4.40"',
+            )
 
 
 def _check_self_test(source: YamlSource, file: MatrixFile) -> None:
@@ -161,7 +175,7 @@ def expand(
     Raises:
         ConfigError: a specifier allows nothing, or no cell is the reference, or none is what `only` asks for.
     """
-    axes = {axis: _values(axis, values, settings, listener) for axis, values in file.axes.items()}
+    axes = {axis: axis_values(file, axis, settings, listener) for axis in file.axes}
     combinations = (
         Cell(tuple(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
     )
@@ -186,15 +200,36 @@ def _names(cells: list[Cell]) -> str:
     return "cells: " + "; ".join(cell.name for cell in cells[:8]) + (" …" if len(cells) > 8 else "")
 
 
-def _values(axis: str, values: list[str] | str, settings: Settings, listener: Listener) -> list[str]:
-    if isinstance(values, list):
-        return list(dict.fromkeys(values))
-    found = [str(version) for version in newest_of_each_minor(settings, axis, values, listener)]
-    if not found:
-        raise ConfigError(
-            f"no release of {axis!r} is {values}", hint="orchestrator doctor shows the indexes in force"
-        )
-    return found
+def axis_values(file: MatrixFile, axis: str, settings: Settings, listener: Listener = ignore) -> list[str]:
+    """The values of an axis; in the place of a specifier the newest patch of each minor version that it allows.
+
+    Raises:
+        ConfigError: a specifier allows nothing that the index has.
+    """
+    given = file.axes[axis]
+    found: list[str] = []
+    for value in [given] if isinstance(given, str) else given:
+        if axis in LOADING or not _is_specifier(value):
+            found.append(value)
+            continue
+        releases = newest_of_each_minor(settings, axis, value, listener)
+        if not releases:
+            raise ConfigError(
+                f"no release of {axis!r} is {value}", hint="orchestrator doctor shows the indexes in force"
+            )
+        found += map(str, releases)
+    return list(dict.fromkeys(found))
+
+
+def _is_specifier(value: str) -> bool:
+    try:
+        return bool(SpecifierSet(value))
+    except InvalidSpecifier:
+        return False
+
+
+def _is_version(value: str) -> bool:
+    return value == "latest" or _is_specifier(f"=={value}")
 
 
 def matrix_schema() -> dict[str, Any]:

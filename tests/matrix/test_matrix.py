@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from conditions import gone, until
+from packaging.version import Version
 
 from orchestrator import Settings
 from orchestrator.devices import host_cores
@@ -81,6 +82,8 @@ def matrix_file(folder: Path, **changes: object) -> Path:
         ({"family": None}, "which family"),
         ({"axes": {"numpy": []}}, "no values"),
         ({"axes": {"numpy": [1.26]}}, "quote it"),
+        ({"axes": {"numpy": ["1.26.4", "newest"]}}, "'newest' is not a version of numpy"),
+        ({"axes": {"numpy": [">=1.26 <2"]}}, "'>=1.26 <2' is not a version of numpy"),
         ({"axes": {"dtype": "float32"}}, "must be a list"),
         ({"reference": {"nump": "1.26.4"}}, "did you mean 'numpy'"),
         ({"compare": {"maxabs": 1}}, "did you mean 'max_abs'"),
@@ -120,6 +123,22 @@ def test_some_cells_are_chosen_and_the_reference_with_them(tmp_path: Path, setti
     assert reference == cells[0]
     with pytest.raises(ConfigError, match="no cell of the matrix is numpy=9"):
         expand(read_matrix(path), settings, only={"numpy": "9"})
+
+
+def test_versions_latest_and_specifiers_may_be_mixed(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "orchestrator.matrix.schema.newest_of_each_minor", lambda *_: [Version("1.25.2"), Version("1.26.4")]
+    )
+    for written, meant in (
+        (["1.24.4", ">=1.25,<2", "1.26.4", "latest"], ["1.24.4", "1.25.2", "1.26.4", "latest"]),
+        (">=1.25,<2", ["1.25.2", "1.26.4"]),
+        ("1.24.*", ["1.24.*"]),
+        ("latest", ["latest"]),
+    ):
+        cells, _ = expand(read_matrix(matrix_file(tmp_path, axes={"numpy": written})), settings)
+        assert [cell.get("numpy") for cell in cells] == meant
 
 
 def test_paths_begin_at_the_matrix(tmp_path: Path) -> None:
@@ -410,7 +429,12 @@ def test_the_commands(tmp_path: Path) -> None:
             "--html", "m.html", "--junitxml", "m.xml", "--markdown", "m.md",
         ],
         cwd=tmp_path,
-        env={**os.environ, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)},
+        env={
+            **os.environ,
+            "GITHUB_ACTIONS": "true",
+            "GITHUB_STEP_SUMMARY": str(summary),
+            "GITHUB_WORKSPACE": str(tmp_path),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -423,8 +447,10 @@ def test_the_commands(tmp_path: Path) -> None:
     assert ET.parse(tmp_path / "m.xml").getroot()[0].get("errors") == "1"
     assert "numpy 2 is not for me" in (tmp_path / "m.html").read_text()
 
+    matrix_file(tmp_path, axes={"numpy": "latest", "msgspec": ">=0.20,<0.21"}, call={"major": {}})
+    bounds = ["--good", "1.26.3", "--bad", "2.0.1"]
     with orchestrator_command(
-        "bisect", "matrix.yaml", "--good", "1.26.3", "--bad", "2.0.1", "--json", cwd=tmp_path
+        "bisect", "matrix.yaml", "--axis", "numpy", *bounds, "--json", cwd=tmp_path
     ) as child:
         out, err = child.communicate(timeout=200)
     assert child.returncode == 0, err
