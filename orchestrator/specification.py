@@ -35,10 +35,9 @@ class Specification:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files and folders that its workers are told of: the checkpoint, and paths among the options."""
-        named = [
-            Path(value) for value in self.options.values() if isinstance(value, str) and value[:1] == "/"
-        ]
+        """What its workers are told of: the checkpoint, and the options that are paths or `path:Name`."""
+        texts = [value for value in self.options.values() if isinstance(value, str) and value[:1] == "/"]
+        named = [Path(text) for text in (*texts, *(text.rpartition(":")[0] for text in texts)) if text]
         known = [] if self.checkpoint is None else [self.checkpoint.path]
         return (*known, *(path for path in named if path.exists()))
 

@@ -28,6 +28,10 @@ def attempt(path):
 def read(path):
     with open(path) as file:
         return file.read()
+
+class Walled:
+    def attempt(self, path):
+        return attempt(path)
 """
 
 
@@ -67,10 +71,11 @@ def test_the_familys_key_and_its_override(confining: None, project: Settings) ->
 
 
 @pytest.mark.slow
-def test_from_the_command_line(confining: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["attempt", "Walled.attempt"])
+def test_from_the_command_line(confining: None, tmp_path: Path, what: str) -> None:
     (tmp_path / "code.py").write_text(CODE)
     target = Path.home() / f"written-by-{os.getpid()}"
-    words = ["-q", "call", f"{tmp_path / 'code.py'}:attempt", "--sandbox", str(target)]
+    words = ["-q", "call", f"{tmp_path / 'code.py'}:{what}", "--sandbox", str(target)]
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator", *words], capture_output=True, text=True, check=True
     )
