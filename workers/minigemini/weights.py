@@ -8,10 +8,10 @@ map (whose pages would count as resident beside the weights) and no second copy.
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import struct
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import (
     Any,
     BinaryIO,
@@ -202,7 +202,7 @@ def load_pytorch(file: Path, *, lazily: bool = False) -> Dict[str, torch.Tensor]
     if state is None:
         try:
             state = torch.load(str(file), map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        except (UnpicklingError, EOFError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not BROKEN.search(str(error)):
                 raise
             raise ValueError(
