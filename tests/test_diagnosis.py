@@ -111,9 +111,9 @@ def test_words_from_outside_are_not_format_strings() -> None:
 def test_a_huge_traceback_is_looked_at_in_no_time() -> None:
     import time
 
-    started = time.perf_counter()
+    started = time.process_time()
     diagnose("ValueError", "x" * 10_000, "KeyError: 'a' CONFIG_MAPPING " * 100_000, {}, None)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
