@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.errors import DeadlineExceeded, OrchestratorError
+from orchestrator.links import RemoteFuture
 
 __all__ = ["Call", "CallFuture", "Link", "Mover", "Schedulable"]
 
@@ -89,11 +91,14 @@ class Call:
         return left
 
 
-class CallFuture(Future[Any]):
-    """A future whose `cancel()` reaches a call that is already running in a worker."""
+class CallFuture(RemoteFuture):
+    """A future whose `cancel()` reaches the call wherever it is: queued, or running in a worker.
+
+    `undo` takes the call back from where it is now.
+    """
 
     def __init__(self, notes: Sequence[str] = ()) -> None:
-        super().__init__()
+        super().__init__(self._take_back)
         self.undo: Callable[[], object] | None = None
         self._notes = notes
 
@@ -102,34 +107,36 @@ class CallFuture(Future[Any]):
         """What was done, in words and in order, because memory ran out on the way to the result; empty if it did not."""
         return tuple(self._notes)
 
-    def cancel(self) -> bool:
-        """Cancels the call wherever it is: queued or running."""
-        cancelled = super().cancel()
+    def _take_back(self) -> None:
         undo = self.undo
-        if cancelled and undo is not None:
+        if undo is not None:
             undo()
-        return cancelled
 
 
 class Mover:
     """Moves a replica to another device: it gets no new calls, finishes those it has, and starts there anew."""
 
-    def __init__(self, pump: Callable[[], None]) -> None:
-        self.leaving: set[Schedulable] = set()
-        self._pump = pump
+    def __init__(self, withdrawn: Callable[[Schedulable], AbstractContextManager[None]]) -> None:
+        self._withdrawn = withdrawn
         self._lock = threading.Lock()
 
     def move(self, call: Call, replica: Schedulable, link: Link | None) -> bool:
-        """Whether the replica that had this link is on another device now; several calls may ask at once."""
-        with self._lock:
+        """Whether the replica that had this link is on another device now; several calls may ask at once.
+
+        Raises:
+            DeadlineExceeded: the call's deadline passed before the move began.
+            PlacementError, WorkerError, LoadError: as `Replica.move`.
+        """
+        left = call.remaining()
+        if not self._lock.acquire(timeout=-1 if left is None else left):
+            raise DeadlineExceeded(f"call of {call.method!r}: the deadline passed while its model moved")
+        try:
             if replica.link is not link:
                 return replica.link is not None  # another call has moved it already
-            self.leaving.add(replica)
-            try:
+            with self._withdrawn(replica):
                 while replica.in_flight:
                     call.remaining()
                     time.sleep(DRAIN_PAUSE)
                 return replica.move()
-            finally:
-                self.leaving.discard(replica)
-                self._pump()
+        finally:
+            self._lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 from orchestrator.checkpoints import Checkpoint, CheckpointStore
 from orchestrator.deployments import Deployment
+from orchestrator.devices import parse_size
 from orchestrator.environments import Catalog, Environment, EnvironmentStore, Family
 from orchestrator.environments.catalog import builtin_root
 from orchestrator.errors import ConfigError, OrchestratorError, WorkerError
@@ -50,7 +52,7 @@ class LoadRequest:
     dtype: str | None = None
     device_map: str | Mapping[str, str] | None = None
     devices: Sequence[str | int] | None = None
-    max_memory: Mapping[str | int, int] | None = None
+    max_memory: Mapping[str | int, int | str] | None = None
     python: str | None = None
     keep_alive: float | None = None
     trust_remote_code: bool = False
@@ -90,7 +92,7 @@ class Coordinator:
             ConfigError, ProvisioningError, CheckpointError, PlacementError, WorkerError, LoadError.
         """
         self.check_usable()
-        return self._deploy(self._specify(request))
+        return self._deploy(self._specify(request), renamed=request.name is None)
 
     def self_test(self, family_name: str, with_: Sequence[str] = ()) -> Mapping[str, Any]:
         """Runs a family's self-test in its environment; `ok` tells whether its numbers are the recorded ones.
@@ -105,16 +107,21 @@ class Coordinator:
             family, worker_file=builtin_root() / "workers" / "self_test.py", worker_class="SelfTest"
         )
         environment = self.environments.ensure(family, self.listener)
-        name = self._free_name(f"self-test of {family.label}")
-        deployment = self._deploy(Specification(name, runner, environment, None, tested, device_map="cpu"))
+        name = f"self-test of {family.label}"
+        what = Specification(name, runner, environment, None, tested, device_map="cpu")
+        deployment = self._deploy(what, renamed=True)
         try:
             result: Mapping[str, Any] = deployment.call(Call("run"))
             return result
         finally:
-            self.unload(name)
+            self.unload(deployment.name)
 
-    def _deploy(self, specification: Specification) -> Deployment:
+    def _deploy(self, specification: Specification, *, renamed: bool = False) -> Deployment:
+        """Loads it, under another name if its own is taken and it may be `renamed`."""
         with self._lock:
+            self.check_usable()  # it may have been closed while the environment was made
+            if renamed:
+                specification = replace(specification, name=self._free_name(specification.name))
             there = self.deployments.get(specification.name)
             if there is not None and there.refusal() is None:
                 raise ConfigError(
@@ -199,6 +206,7 @@ class Coordinator:
     # -- what a request means -----------------------------------------------------------------------------
 
     def _specify(self, request: LoadRequest) -> Specification:
+        _check_numbers(request)
         family = self.catalog.get(request.family, tuple(request.with_))
         if request.python is not None:
             family = family.on_python(request.python)
@@ -214,17 +222,18 @@ class Coordinator:
             self._check_readable(checkpoint, environment, request.allow_ignored_keys)
         placing = {key: family.defaults.get(key) for key in PLACEMENT_DEFAULTS}
         return Specification(
-            name=request.name or self._free_name(family.name),
+            name=request.name or family.name,
             family=family,
             environment=environment,
             checkpoint=checkpoint,
             options=options,
-            replicas=_positive("replicas", request.replicas),
+            replicas=request.replicas,
             dtype=request.dtype or placing["dtype"] or "auto",
             device_map=request.device_map or placing["device_map"] or "sequential",
-            devices=tuple(str(device) for device in request.devices or ()),
+            devices=_devices(request.devices),
             max_memory={
-                str(k): int(v) for k, v in (request.max_memory or placing["max_memory"] or {}).items()
+                str(device): parse_size(size)
+                for device, size in (request.max_memory or placing["max_memory"] or {}).items()
             },
             keep_alive=request.keep_alive,
         )
@@ -282,12 +291,11 @@ class Coordinator:
                 raise problem.error()
             log.warning("%s", problem)
 
-    def _free_name(self, family: str) -> str:
-        with self._lock:
-            taken = set(self.deployments)
-        if family not in taken:
-            return family
-        return next(name for n in range(2, len(taken) + 3) if (name := f"{family}-{n}") not in taken)
+    def _free_name(self, wanted: str) -> str:
+        """`wanted`, or that with a number. The caller holds the lock until the name is taken."""
+        if wanted not in self.deployments:
+            return wanted
+        return next(name for n in itertools.count(2) if (name := f"{wanted}-{n}") not in self.deployments)
 
     # -- the clock ----------------------------------------------------------------------------------------
 
@@ -296,8 +304,7 @@ class Coordinator:
         for deployment in self._deployed():
             deployment.scheduler.expire()
             deployment.scheduler.pump()  # a worker may be free again that a cancelled call held
-            if deployment.expired():
-                deployment.evict(self.settings.stop_grace)
+            deployment.evict_if_expired(self.settings.stop_grace)
             for replica in deployment.replicas:
                 replica.check_health()
         for name in self._presence.stop_requests():
@@ -322,17 +329,34 @@ def _run_clock(reference: weakref.ref[Coordinator]) -> None:
             coordinator.tick()
             if coordinator._changed.is_set() or time.monotonic() - published > PUBLISH_EVERY:  # noqa: SLF001
                 coordinator._changed.clear()  # noqa: SLF001
-                coordinator.publish()
                 published = time.monotonic()
+                coordinator.publish()
         except OSError as error:
             log.warning("the coordinator's files cannot be written: %s", error)
         except OrchestratorError as error:
             log.warning("%s", error)
+        except Exception:  # without it deadlines would not hold, nor would what hangs be ended
+            log.exception("a tick of the clock failed")
         del coordinator
         time.sleep(TICK)
 
 
-def _positive(name: str, value: Any) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a whole number from 1, not {value!r}")
-    return value
+def _check_numbers(request: LoadRequest) -> None:
+    """Refuses what is no number of its kind, before anything is built for it."""
+    count: Any = request.replicas
+    keep_alive: Any = request.keep_alive
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"replicas must be a whole number from 1, not {count!r}")
+    if keep_alive is not None and not isinstance(keep_alive, int | float):
+        raise ConfigError(
+            f"keep_alive must be a number of seconds, not {keep_alive!r}", hint="negative is for ever"
+        )
+    for size in (request.max_memory or {}).values():
+        parse_size(size)
+
+
+def _devices(asked: Sequence[str | int] | str | int | None) -> tuple[str, ...]:
+    """The devices by name; one alone is taken for a list of one."""
+    if asked is None:
+        return ()
+    return (str(asked),) if isinstance(asked, str | int) else tuple(map(str, asked))

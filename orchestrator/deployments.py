@@ -11,10 +11,11 @@ from typing import Any
 from orchestrator.errors import OrchestratorError, RemoteError, WorkerError
 from orchestrator.events import Listener, ignore
 from orchestrator.links import LoadReport
-from orchestrator.replicas import Replica, ReplicaState
+from orchestrator.replicas import Replica
 from orchestrator.scheduling import Call, Scheduler
 from orchestrator.settings import Settings
 from orchestrator.specification import Room, Specification
+from orchestrator.states import ReplicaState
 from orchestrator.waiting import join
 
 __all__ = ["Deployment"]
@@ -37,6 +38,7 @@ class Deployment:
         self.name = specification.name
         self.settings = settings
         self._changed = changed
+        self._evicting: threading.Thread | None = None
         self.replicas = [
             Replica(specification, index, settings, room, self._replica_changed, listener)
             for index in range(specification.replicas)
@@ -49,7 +51,11 @@ class Deployment:
         return next((replica.report for replica in self.replicas if replica.report is not None), None)
 
     def load(self, listener: Listener) -> None:
-        """Starts all replicas, at once when there are several; the first failure stops the others."""
+        """Starts all replicas, at once when there are several; the first failure stops the others.
+
+        Raises:
+            PlacementError, WorkerError, LoadError: what the first failure was.
+        """
         failures: list[BaseException] = []
 
         def start(replica: Replica) -> None:
@@ -57,6 +63,7 @@ class Deployment:
                 replica.start(listener)
             except BaseException as error:
                 failures.append(error)
+                self.unload(grace=0.0)
 
         threads = [threading.Thread(target=start, args=(r,), daemon=True) for r in self.replicas[1:]]
         for thread in threads:
@@ -65,11 +72,14 @@ class Deployment:
         for thread in threads:
             join(thread)
         if failures:
-            self.unload(grace=0.0)
             raise self.explained(failures[0])
 
     def call(self, call: Call) -> Any:
-        """Runs a call in the caller's thread."""
+        """Runs a call in the caller's thread.
+
+        Raises:
+            RemoteError, WorkerDied, DeadlineExceeded, Overloaded, Quarantined: as `Model.call`.
+        """
         return self.scheduler.call(call)
 
     def submit(self, call: Call) -> Future[Any]:
@@ -79,6 +89,11 @@ class Deployment:
     def stream(self, call: Call) -> Iterator[Any]:
         """Yields a generator method's values."""
         return self.scheduler.stream(call)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a replica is."""
+        return any(replica.state is ReplicaState.READY for replica in self.replicas)
 
     def idle_for(self) -> float:
         """Seconds since the last call ended; 0 while one runs or waits."""
@@ -94,10 +109,19 @@ class Deployment:
         return self.idle_for() > (max(keep_alive, FIRST_USE) if self.scheduler.unused else keep_alive)
 
     def evict(self, grace: float) -> None:
-        """Ends the workers; the next call brings them back."""
+        """Ends the workers; the next call brings them back. Calls that they have may finish in `grace` seconds."""
+        end = time.monotonic() + grace
         for replica in self.replicas:
-            if replica.state is ReplicaState.READY:
-                replica.stop(grace, ReplicaState.COLD)
+            with self.scheduler.withdrawn(replica):
+                replica.rest(max(end - time.monotonic(), 0.0))
+
+    def evict_if_expired(self, grace: float) -> None:
+        """Evicts in the background what has been idle for longer than its `keep_alive`. For the clock's thread alone."""
+        evicting = self._evicting is not None and self._evicting.is_alive()
+        if not evicting and self.ready and self.expired():
+            name = f"evict {self.name}"
+            self._evicting = threading.Thread(target=self.evict, args=(grace,), name=name, daemon=True)
+            self._evicting.start()
 
     def refuse(self) -> None:
         """Takes no more calls: those that wait are refused, those that a worker has may finish."""

@@ -6,12 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import psutil
 
 from orchestrator.devices import CPU
 from orchestrator.errors import (
@@ -22,6 +18,7 @@ from orchestrator.errors import (
     Quarantined,
     WorkerDied,
     WorkerError,
+    WorkerStartError,
 )
 from orchestrator.events import Event, Listener, ignore
 from orchestrator.links import LoadReport, WorkerLink
@@ -29,8 +26,9 @@ from orchestrator.placement import Placement, Reservation, measured_memory
 from orchestrator.processes import WorkerProcess
 from orchestrator.settings import Settings
 from orchestrator.specification import Room, Specification
+from orchestrator.states import TRANSITIONS, ReplicaState
 
-__all__ = ["Replica", "ReplicaState"]
+__all__ = ["Replica"]
 
 log = logging.getLogger(__name__)
 
@@ -41,33 +39,7 @@ LONGEST_BACKOFF = 30.0
 INTERRUPT_AFTER = 1.0  # seconds that a cancelled call has to end by itself
 LAST_GRACE = 2.0  # seconds at most between SIGTERM and SIGKILL, after it was asked in vain
 INTERRUPT_EVERY = 0.5  # seconds; one that comes between two steps of ours is lost
-
-
-class ReplicaState(StrEnum):
-    """Where a replica is in its life."""
-
-    COLD = "cold"  # nothing runs; the next call starts it
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"  # it takes no new calls; those that it has may finish
-    BACKOFF = "backoff"  # it died; it is started again after a pause
-    QUARANTINED = "quarantined"  # it died or failed too often; only a request starts it again
-    CLOSED = "closed"
-
-
-TRANSITIONS: Mapping[ReplicaState, frozenset[ReplicaState]] = {
-    state: frozenset(ReplicaState[name] for name in following.split())
-    for state, following in {
-        ReplicaState.COLD: "STARTING CLOSED",
-        ReplicaState.STARTING: "READY COLD BACKOFF QUARANTINED CLOSED",
-        ReplicaState.READY: "DRAINING BACKOFF QUARANTINED",
-        ReplicaState.DRAINING: "COLD CLOSED",
-        ReplicaState.BACKOFF: "STARTING QUARANTINED CLOSED",
-        ReplicaState.QUARANTINED: "STARTING CLOSED",
-        ReplicaState.CLOSED: "",
-    }.items()
-}
-"""Every change of a replica's health; each is one log record, one line in the worker's log and one event."""
+DRAIN_PAUSE = 0.02  # seconds between two looks whether those that have a slot have made their calls
 
 
 class Replica:
@@ -108,6 +80,7 @@ class Replica:
         self._link: WorkerLink | None = None  # from hello to the end; `ready_link` is what gets calls
         self._lock = threading.RLock()
         self._starting = threading.Lock()
+        self._woken = False  # a thread is on its way to start it
         self._stopping = threading.Lock()
         self._closed = threading.Event()
 
@@ -139,18 +112,25 @@ class Replica:
     def wake(self) -> None:
         """Starts a cold replica in the background."""
         with self._lock:
-            if self.state is not ReplicaState.COLD or self._starting.locked():
+            if self.state is not ReplicaState.COLD or self._woken:
                 return
-        threading.Thread(target=self._start_quietly, name=f"start {self.name}", daemon=True).start()
+            self._woken = True
+        try:
+            threading.Thread(target=self._start_quietly, name=f"start {self.name}", daemon=True).start()
+        except RuntimeError:  # no more threads
+            self._woken = False
+            raise
 
     def start(self, listener: Listener) -> None:
-        """Places, spawns and loads; returns when the replica is ready. Does nothing when it is.
+        """Places, spawns and loads a cold replica; returns when it is ready. One in another state is left alone.
 
         Raises:
             PlacementError, WorkerStartError, WorkerDied, LoadError: as the step that failed.
+            WorkerError: it was unloaded.
         """
         with self._starting:
-            if self.state in (ReplicaState.READY, ReplicaState.CLOSED):
+            found = self.state
+            if found not in (ReplicaState.COLD, ReplicaState.CLOSED):
                 return
             try:
                 self._live(listener)
@@ -169,27 +149,39 @@ class Replica:
         if link is not None:
             link.bye()
 
-    def stop(self, grace: float, state: ReplicaState = ReplicaState.CLOSED) -> None:
-        """Ends the worker: what it has to do may finish in `grace` seconds; then SIGTERM, then SIGKILL.
-
-        `COLD` lets a later call start it again.
-        """
-        if state is ReplicaState.CLOSED:
-            self._closed.set()
+    def stop(self, grace: float) -> None:
+        """Ends the worker for good: what it has to do may finish in `grace` seconds; then SIGTERM, then SIGKILL."""
+        self._closed.set()
         with self._stopping:
             with self._lock:
-                if self.state in (state, ReplicaState.CLOSED):
+                if self.state is ReplicaState.CLOSED:
                     return
                 drains = self.state is ReplicaState.READY
                 if drains:
                     self._become(ReplicaState.DRAINING)
-            self._take_down(grace, drains=drains)
+            try:
+                self._take_down(grace, drains=drains)
+            finally:
+                self._become(ReplicaState.CLOSED)
+
+    def rest(self, grace: float) -> bool:
+        """Ends the worker of a ready replica as `stop` does, until a call starts it again; False if it was not ready.
+
+        The caller sees to it that it gets no new calls meanwhile.
+        """
+        with self._stopping:
             with self._lock:
-                if self.state is not state:
-                    self._become(state)
+                if self.state is not ReplicaState.READY:
+                    return False
+                self._become(ReplicaState.DRAINING)
+            try:
+                self._take_down(grace, drains=True)
+            finally:
+                self._become(ReplicaState.COLD)
+        return True
 
     def move(self) -> bool:
-        """Starts the worker, which has no calls, anew on other accelerators; False where it must stay.
+        """Starts the worker, which has no calls, anew on other accelerators; False where it must stay, or has gone.
 
         Raises:
             PlacementError, WorkerStartError, WorkerDied, LoadError: it has left, and did not arrive.
@@ -198,16 +190,18 @@ class Replica:
         if before is None or before.device == CPU:
             return False
         try:
-            self._moved = self.room.reserve(self.specification, self.index, away=before.devices)
+            placement, reservation = self.room.reserve(self.specification, self.index, away=before.devices)
         except PlacementError:
             return False
-        if self._moved[0].device == CPU:  # a hundred times slower is not what was asked for
-            self._moved[1].close()
-            self._moved = None
-            return False
-        self.stop(self.settings.stop_grace, ReplicaState.COLD)
-        self.start(self.listener)
-        return True
+        self._moved = placement, reservation
+        try:
+            # A CPU, a hundred times slower, is not what was asked for.
+            if placement.device != CPU and self.rest(self.settings.stop_grace):
+                self.start(self.listener)
+        finally:
+            if stays := self._next_place() is not None:
+                reservation.close()
+        return not stays
 
     def check_health(self) -> None:
         """Ends what hangs: a cancelled call that goes on is interrupted, then its worker replaced; so is a silent one."""
@@ -229,24 +223,18 @@ class Replica:
             link.recall()
             process.interrupt()
 
-    def memory(self) -> int | None:
-        """Resident bytes of the worker and its children, or None when it is not running."""
-        process = self.process
-        if process is None or not process.alive:
-            return None
-        try:
-            root = psutil.Process(process.pid)
-            return int(sum(part.memory_info().rss for part in (root, *root.children(recursive=True))))
-        except psutil.Error:
-            return None
+    def _next_place(self) -> tuple[Placement, Reservation] | None:
+        """Where the next life begins if that is settled; whoever asks has it."""
+        with self._lock:
+            place, self._moved = self._moved, None
+        return place
 
     # -- one life ---------------------------------------------------------------------------------------
 
     def _bring_up(self, listener: Listener) -> None:
         what = self.specification
         listener(Event("worker", self.name, "finding a place"))
-        moved, self._moved = self._moved, None
-        placement, reservation = moved or self.room.reserve(what, self.index)
+        placement, reservation = self._next_place() or self.room.reserve(what, self.index)
         self.placement, self._reservation = placement, reservation
         listener(Event("worker", self.name, f"starting on {placement.device}"))
         self.process = process = WorkerProcess.spawn(
@@ -275,7 +263,7 @@ class Replica:
         listener(Event("load", self.name, "loading"))
         self.report = link.load(
             None if what.checkpoint is None else str(what.checkpoint.path),
-            placement_fields(placement),
+            placement.for_worker(),
             dict(what.options),
             timeout=self.settings.load_timeout,
             listener=listener,
@@ -287,10 +275,11 @@ class Replica:
 
     def _live(self, listener: Listener) -> None:
         """One start: ready, or taken down again and the error raised."""
-        if self._closed.is_set():
-            raise self._unloaded()
-        self.no_room = None
-        self._become(ReplicaState.STARTING)
+        with self._lock:
+            if self._closed.is_set():
+                raise self._unloaded()
+            self.no_room = None
+            self._become(ReplicaState.STARTING)
         try:
             self._bring_up(listener)
             with self._lock:
@@ -315,20 +304,31 @@ class Replica:
             link, self._link = self._link, None
             process, self.process = self.process, None
             reservation, self._reservation = self._reservation, None
-        if link is not None and process is not None and drains:
-            end = time.monotonic() + grace
-            link.bye()
-            while process.alive and time.monotonic() < end:
-                if link.overrun() and not link.in_flight:
-                    process.interrupt()  # it goes on with what nobody waits for
-                process.wait(min(INTERRUPT_EVERY, max(end - time.monotonic(), 0.0)))
-            grace = min(grace, LAST_GRACE)
-        if process is not None:
-            process.stop(grace)
-        if link is not None:
-            link.close(0)
-        if reservation is not None:
-            reservation.close()
+        try:
+            if link is not None and process is not None and drains:
+                self._drain(link, process, grace)
+                grace = min(grace, LAST_GRACE)
+            if process is not None:
+                process.stop(grace)
+        except BaseException:  # Ctrl-C: then at once
+            if process is not None:
+                process.kill()
+            raise
+        finally:
+            if link is not None:
+                link.close(0)
+            if reservation is not None:
+                reservation.close()
+
+    def _drain(self, link: WorkerLink, process: WorkerProcess, grace: float) -> None:
+        """Asks the worker to end when those that have a slot have made their calls; it finishes what it has."""
+        end = time.monotonic() + grace
+        while process.alive and (left := end - time.monotonic()) > 0:
+            if not self.in_flight:
+                link.bye()
+            if link.overrun() and not link.in_flight:
+                process.interrupt()  # it goes on with what nobody waits for
+            process.wait(min(DRAIN_PAUSE if self.in_flight else INTERRUPT_EVERY, left))
 
     def _died(self, process: WorkerProcess, death: WorkerDied) -> None:
         with self._lock:
@@ -360,8 +360,9 @@ class Replica:
     def _start_quietly(self) -> None:
         """Starts without anybody waiting for the outcome: a failure counts as a death."""
         with self._starting:
-            state = self.state
-            if state not in (ReplicaState.COLD, ReplicaState.BACKOFF):
+            self._woken = False
+            found = self.state
+            if found not in (ReplicaState.COLD, ReplicaState.BACKOFF):
                 return
             try:
                 self._live(self.listener)
@@ -371,9 +372,18 @@ class Replica:
                     if self.state is ReplicaState.STARTING:
                         self._become(ReplicaState.COLD)
             except OrchestratorError as error:
-                with self._lock:
-                    if self.state is ReplicaState.STARTING:
-                        self._fell(error)
+                self._failed_to_start(error)
+            except (
+                Exception
+            ) as error:  # of the machine, or a fault of ours: who waits for a slot must be told
+                log.exception("%s could not be started", self.name)
+                words = f"{self.name} could not be started: {type(error).__name__}: {error}"
+                self._failed_to_start(WorkerStartError(words, hint=f"see {self.log or self.settings.logs}"))
+
+    def _failed_to_start(self, error: OrchestratorError) -> None:
+        with self._lock:
+            if self.state is ReplicaState.STARTING:
+                self._fell(error)
 
     def _become(self, state: ReplicaState) -> None:
         with self._lock:
@@ -390,15 +400,3 @@ class Replica:
             self.process.note(words)
         self.listener(Event("state", self.name, words, finished=True, state=state))
         self.changed(self)
-
-
-def placement_fields(placement: Placement) -> dict[str, Any]:
-    """The placement as the worker gets it: plain values."""
-    return {
-        "device": placement.device,
-        "devices": list(placement.devices),
-        "device_map": placement.device_map,
-        "max_memory": dict(placement.max_memory),
-        "dtype": placement.dtype,
-        "threads": placement.threads,
-    }

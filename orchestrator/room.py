@@ -17,9 +17,9 @@ from orchestrator.errors import PlacementError
 from orchestrator.events import Event, Listener, ignore
 from orchestrator.placement import Ledger, Needs, Placement, Reservation, needs_of, place
 from orchestrator.placement.ledger import Entry
-from orchestrator.replicas import ReplicaState
 from orchestrator.settings import Settings
 from orchestrator.specification import Specification
+from orchestrator.states import ReplicaState
 
 __all__ = ["SharedRoom"]
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 TOWERS = {"vision_tower": "mm_vision_tower", "vision_tower_aux": "mm_vision_tower_aux"}
 """Options that name a folder with weights of its own, and the keys of config.json that they replace."""
+HOLDING = (ReplicaState.READY, ReplicaState.DRAINING)  # to evict one that drains already is to wait for it
 PAUSE = 0.05  # seconds between two looks whether a busy model has become idle
 
 
@@ -109,16 +110,26 @@ class SharedRoom:
         end = time.monotonic() + self.settings.room_timeout
         told: set[str] = set()
         while True:
-            with self._placing, self.ledger.held():  # other coordinators look at the same room
-                barred = self._siblings(specification, replica) | frozenset(away)
-                question = Question(specification, needs, barred, self._workers() + specification.replicas)
-                placement, busy = self._place_or_evict(question)
-                if placement is not None:
-                    if self.settings.threads > 0:
-                        placement = replace(placement, threads=self.settings.threads)
-                    return placement, self.ledger.reserve(f"{specification.name}.{replica}", placement)
-                if time.monotonic() > end:
-                    self._refuse(question, busy)
+            with self._placing:
+                with self.ledger.held():  # other coordinators look at the same room
+                    barred = self._siblings(specification, replica) | frozenset(away)
+                    question = Question(
+                        specification, needs, barred, self._workers() + specification.replicas
+                    )
+                    placement, victims, busy = self._look(question)
+                    if placement is not None:
+                        if self.settings.threads > 0:
+                            placement = replace(placement, threads=self.settings.threads)
+                        return placement, self.ledger.reserve(f"{specification.name}.{replica}", placement)
+                for (
+                    victim
+                ) in victims:  # the ledger is free: a worker that ends gives its room back through it
+                    log.info("evicting %s to make room for %s", victim.name, specification.name)
+                    victim.evict(self.settings.stop_grace)
+            if victims:
+                continue
+            if time.monotonic() > end:
+                self._refuse(question, busy)
             names = {deployment.name for deployment in busy}
             if names - told:
                 told |= names
@@ -140,23 +151,24 @@ class SharedRoom:
         bits = next((bits for bits in (4, 8) if asked.get(f"load_in_{bits}bit")), None)
         return needs if bits is None else needs.quantised_to(bits)
 
-    def _place_or_evict(self, question: Question) -> tuple[Placement | None, list[Deployment]]:
-        """A placement; or None and the busy deployments that are in its way. Raises when nothing would help."""
-        while True:
-            free = self.ledger.free(Inventory.detect(self.settings))
-            try:
-                return question.answer(free), []
-            except PlacementError:
-                victims = self._victims(question, free)
-                if not victims:
-                    busy = self._unpinned(question, idle=False)
-                    others = [*busy, *self._unpinned(question, idle=True)]
-                    if not busy or not question.fits(self._without(free, others)):
-                        raise
-                    return None, busy
-            for victim in victims:
-                log.info("evicting %s to make room for %s", victim.name, question.specification.name)
-                victim.evict(self.settings.stop_grace)
+    def _look(self, question: Question) -> tuple[Placement | None, list[Deployment], list[Deployment]]:
+        """A placement; or None, the idle deployments that are to go, else the busy ones that are in its way.
+
+        Raises:
+            PlacementError: nothing would help.
+        """
+        free = self.ledger.free(Inventory.detect(self.settings))
+        try:
+            return question.answer(free), [], []
+        except PlacementError:
+            victims = self._victims(question, free)
+            if victims:
+                return None, victims, []
+            busy = self._unpinned(question, idle=False)
+            others = [*busy, *self._unpinned(question, idle=True)]
+            if not busy or not question.fits(self._without(free, others)):
+                raise
+            return None, [], busy
 
     def _victims(self, question: Question, free: Inventory) -> list[Deployment]:
         """The idle deployments whose going makes it fit: the least recently used, and no more than are needed."""
@@ -179,7 +191,7 @@ class SharedRoom:
             (deployment.idle_for(), deployment)
             for deployment in self._deployments()
             if deployment.name != question.specification.name
-            and any(replica.state is ReplicaState.READY for replica in deployment.replicas)
+            and any(replica.state in HOLDING for replica in deployment.replicas)
             and not (deployment.specification.keep_alive or 0) < 0
         ]
         return [d for since, d in sorted(found, key=lambda pair: -pair[0]) if (since > 0) is idle]

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
+from contextlib import contextmanager
 from typing import Any
 
 from orchestrator.calls import Call, CallFuture, Link, Mover, Schedulable
@@ -48,8 +49,10 @@ class Scheduler:
         self.waiting: deque[tuple[Future[Schedulable], float | None, Schedulable | None]] = deque()
         self.recovered = 0
         """Calls that ran out of memory and came to their result all the same."""
-        self.lock = threading.Lock()
-        self._mover = Mover(self.pump)
+        self.leaving: set[Schedulable] = set()
+        """Replicas that get no calls for now: see `withdrawn`."""
+        self.lock = threading.RLock()  # a stream that is garbage gives its slot back wherever it is collected
+        self._mover = Mover(self.withdrawn)
         self.last_used = time.monotonic()
         self.unused = True
         """No call has ended since a replica became ready."""
@@ -124,6 +127,18 @@ class Scheduler:
             except InvalidStateError:  # cancelled meanwhile
                 self._give_back(replica)
 
+    @contextmanager
+    def withdrawn(self, replica: Schedulable) -> Iterator[None]:
+        """Keeps new calls from a replica while the block runs: its `in_flight` can only fall."""
+        with self.lock:
+            self.leaving.add(replica)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.leaving.discard(replica)
+            self.pump()
+
     def expire(self) -> None:
         """Fails the queued calls whose deadline has passed; called by the coordinator's clock."""
         now = time.monotonic()
@@ -149,7 +164,7 @@ class Scheduler:
             avoid = None  # the others are gone meanwhile, or it has moved
         for replica in self.replicas:
             link = replica.link
-            if replica is avoid or replica in self._mover.leaving:
+            if replica is avoid or replica in self.leaving:
                 continue
             if link is None or replica.in_flight >= SLOTS:
                 continue
@@ -179,9 +194,6 @@ class Scheduler:
 
     def _queue(self, call: Call) -> Future[Schedulable]:
         slot: Future[Schedulable] = Future()
-        refusals = [replica.refusal() for replica in self.replicas]
-        if all(refusals):
-            raise next(refusal for refusal in refusals if refusal)
         with self.lock:
             if len(self.waiting) >= self.depth:
                 raise Overloaded(
@@ -189,6 +201,11 @@ class Scheduler:
                     hint="slow down, add replicas, or raise queue_depth",
                 )
             self.waiting.append((slot, call.deadline, call.avoid))
+        # Only now: who fails what waits when the last replica is lost has either seen this call, or is seen here.
+        refusals = [replica.refusal() for replica in self.replicas]
+        if all(refusals):
+            self._abandon(slot)
+            raise next(refusal for refusal in refusals if refusal)
         for replica in self.replicas:
             replica.wake()
         self.pump()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.deployments import Deployment
+from orchestrator.replicas import Replica
 
 __all__ = ["DeploymentStatus", "ReplicaStatus", "Status", "status_of"]
 
@@ -62,20 +63,7 @@ class Status:
 def status_of(deployment: Deployment) -> DeploymentStatus:
     """One deployment, now."""
     what = deployment.specification
-    replicas = tuple(
-        ReplicaStatus(
-            name=replica.name,
-            state=str(replica.state),
-            pid=replica.process.pid if replica.process is not None else None,
-            device=replica.placement.device if replica.placement is not None else None,
-            in_flight=replica.in_flight,
-            restarts=replica.restarts,
-            memory=replica.memory(),
-            last_error=str(replica.last_error).splitlines()[0] if replica.last_error is not None else None,
-            log=str(replica.log) if replica.log is not None else None,
-        )
-        for replica in deployment.replicas
-    )
+    replicas = tuple(_status_of(replica) for replica in deployment.replicas)
     return DeploymentStatus(
         name=what.name,
         family=what.family.label,
@@ -85,4 +73,19 @@ def status_of(deployment: Deployment) -> DeploymentStatus:
         idle_seconds=round(deployment.idle_for(), 1),
         replicas=replicas,
         recovered=deployment.scheduler.recovered,
+    )
+
+
+def _status_of(replica: Replica) -> ReplicaStatus:
+    process = replica.process  # once: another thread may be taking it down
+    return ReplicaStatus(
+        name=replica.name,
+        state=str(replica.state),
+        pid=process.pid if process is not None else None,
+        device=replica.placement.device if replica.placement is not None else None,
+        in_flight=replica.in_flight,
+        restarts=replica.restarts,
+        memory=process.memory() if process is not None else None,
+        last_error=str(replica.last_error).splitlines()[0] if replica.last_error is not None else None,
+        log=str(replica.log) if replica.log is not None else None,
     )

@@ -7,6 +7,7 @@ device's own figures, so only what is still to come is taken off the free memory
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,8 @@ from orchestrator.placement.place import RUNTIME, Placement
 from orchestrator.settings import Settings
 
 __all__ = ["Entry", "Ledger", "Reservation", "measured_memory"]
+
+log = logging.getLogger(__name__)
 
 CLOCK_SLACK = 1.0  # seconds; a start time read twice may differ by a tick
 
@@ -60,9 +63,14 @@ class Entry:
 
 
 class Ledger:
-    """The reservations of this machine. Threads and processes may share one."""
+    """The reservations of this machine. Threads and processes may share one.
+
+    Its methods raise PlacementError where the file cannot be locked or written, but for `change` and `remove`: what
+    they could not write is told to the log, and no worker's life hangs on it.
+    """
 
     def __init__(self, settings: Settings, *, lock_timeout: float = 30.0) -> None:
+        self._removed: set[str] = set()
         self.path = settings.home / "ledger.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._limits = parse_budgets(settings.memory_limits, "memory_limits")
@@ -83,6 +91,8 @@ class Ledger:
                 f"another coordinator has kept the ledger locked for {self._lock.timeout:g} s",
                 hint=f"see who uses {self._lock.lock_file}",
             ) from None
+        except OSError as error:
+            raise self._unusable(error) from None
         try:
             yield
         finally:
@@ -118,13 +128,20 @@ class Ledger:
 
     def change(self, entry: Entry) -> None:
         """Writes a changed entry; one that is gone stays gone."""
-        with self._locked():
-            self._write([entry if e.id == entry.id else e for e in self._read()])
+        try:
+            with self._locked():
+                self._write([entry if e.id == entry.id else e for e in self._read()])
+        except PlacementError as error:
+            log.warning("the reservation of %s stays as it was: %s", entry.name, error)
 
     def remove(self, entry: Entry) -> None:
-        """Forgets an entry."""
-        with self._locked():
-            self._write([e for e in self._read() if e.id != entry.id])
+        """Forgets an entry; other coordinators see it at the latest when this one writes again."""
+        self._removed.add(entry.id)
+        try:
+            with self._locked():
+                self._write(self._read())
+        except PlacementError as error:
+            log.warning("others may still see the reservation of %s: %s", entry.name, error)
 
     def _read(self) -> list[Entry]:
         try:
@@ -132,12 +149,21 @@ class Ledger:
             entries = [Entry(**row) for row in rows]
         except (OSError, ValueError, TypeError):  # none yet, or not ours: reservations are only foresight
             return []
-        return [e for e in entries if _alive(e)]
+        return [e for e in entries if e.id not in self._removed and _alive(e)]
 
     def _write(self, entries: list[Entry]) -> None:
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        beside.write_text(json.dumps([vars(e) for e in entries]), encoding="utf-8")
-        beside.replace(self.path)
+        try:
+            beside.write_text(json.dumps([vars(e) for e in entries]), encoding="utf-8")
+            beside.replace(self.path)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> PlacementError:
+        return PlacementError(
+            f"the ledger of reservations {self.path} cannot be written: {error.strerror or error}",
+            hint="make room on that disk, or set ORCHESTRATOR_HOME to a folder that can be written",
+        )
 
 
 class Reservation:

@@ -61,6 +61,11 @@ class Placement:
     explanation: str
     shares: tuple[Share, ...] = ()
 
+    def for_worker(self) -> dict[str, Any]:
+        """The fields that the worker gets, as plain values."""
+        names = ("device", "devices", "device_map", "max_memory", "dtype", "threads")
+        return {name: getattr(self, name) for name in names}
+
     @property
     def reservations(self) -> dict[str, int]:
         """Bytes by device UUID, for the ledger."""

@@ -129,6 +129,16 @@ class WorkerProcess:
         except psutil.Error:
             return False
 
+    def memory(self) -> int | None:
+        """Resident bytes of the worker and its children, or None when it is not running."""
+        if not self.alive:
+            return None
+        try:
+            root = psutil.Process(self.pid)
+            return int(sum(part.memory_info().rss for part in (root, *root.children(recursive=True))))
+        except psutil.Error:
+            return None
+
     def note(self, text: str) -> None:
         """Writes a line of ours into its log."""
         note(self.log_path, "runtime", text)

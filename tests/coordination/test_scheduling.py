@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -175,6 +175,67 @@ def test_cancelling_a_running_call_reaches_the_worker() -> None:
     assert link.pending[0][2].cancelled()
 
 
+def test_waiting_for_futures_sees_those_that_were_cancelled() -> None:
+    one = scheduler(FakeReplica(None))
+    futures = [one.submit(Call("m")) for _ in range(2)]
+    cancelled = [future.cancel() for future in futures]
+    assert cancelled == [True, True]
+    assert futures[0].cancel()  # a second time does nothing
+    assert wait(futures, LONG).done == set(futures)
+
+
+def test_a_call_that_queues_while_the_last_replica_is_lost_is_told() -> None:
+    class Lost(FakeReplica):
+        def refusal(self) -> OrchestratorError | None:
+            before, self.refused = self.refused, Quarantined("it failed too often")
+            one.fail_waiting(self.refused)
+            return before
+
+    one = scheduler(Lost(None))
+    with pytest.raises(Quarantined):
+        one.call(Call("m", deadline=time.monotonic() + LONG))
+
+
+def test_a_stream_that_is_garbage_gives_its_slot_back_wherever_it_is_collected() -> None:
+    replica = FakeReplica(FakeLink())
+    one = scheduler(replica)
+    stream = one.stream(Call("m", [1, 2]))
+    assert next(stream) == 1
+
+    def collect() -> None:
+        with one.lock:  # a collection may begin at any allocation
+            stream.close()  # type: ignore[attr-defined]
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert not thread.is_alive()
+    assert replica.in_flight == 0
+
+
+def test_a_replica_that_is_withdrawn_gets_no_new_calls() -> None:
+    link = FakeLink()
+    replica = FakeReplica(link)
+    one = scheduler(replica)
+    with one.withdrawn(replica):
+        future = one.submit(Call("m", [1]))
+        assert not link.pending
+    link.answer()
+    assert future.result(LONG) == ("m", [1])
+
+
+def test_a_deadline_holds_while_another_call_moves_the_model() -> None:
+    one = scheduler(FakeReplica(FakeLink(short_of_memory)))
+    one._mover._lock.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(one.call, Call("m", deadline=time.monotonic() + 0.2))
+        try:
+            with pytest.raises(DeadlineExceeded):
+                late.result(LONG)
+        finally:
+            one._mover._lock.release()
+
+
 def test_a_death_is_retried_only_where_the_caller_allowed_it() -> None:
     outcomes: list[Any] = [WorkerDied("gone"), 42]
 
@@ -339,7 +400,7 @@ def test_a_replica_that_is_about_to_move_gets_no_calls_and_finishes_those_it_has
     replica.move = move  # type: ignore[method-assign]
     with ThreadPoolExecutor(1) as pool:
         short = pool.submit(one.call, Call("m", ["short"]))
-        until(lambda: one._mover.leaving)
+        until(lambda: one.leaving)
         queued = one.submit(Call("m", ["queued"]))
         assert not started.is_set()
         assert len(link.pending) == 1

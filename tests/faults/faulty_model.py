@@ -14,10 +14,16 @@ from orchestrator.worker import cancelled
 
 
 class Faulty:
-    """`fail` says what goes wrong at loading; `marker` names a file that says how often it was loaded."""
+    """`fail` says what goes wrong at loading; `marker` names a file that says how often it was loaded.
 
-    def __init__(self, fail: str = "", marker: str = "", seconds: float = 0.0, closed: str = "") -> None:
+    Its end is written to the file `closed`, and waits until there is a file `ends_with`.
+    """
+
+    def __init__(
+        self, fail: str = "", marker: str = "", seconds: float = 0.0, closed: str = "", ends_with: str = ""
+    ) -> None:
         self.closed = closed
+        self.ends_with = ends_with
         loads = write(marker, "x") if marker else 1
         what, _, until = fail.partition(" until ")  # "die until 3": the third load works
         if until and loads >= int(until):
@@ -120,6 +126,8 @@ class Faulty:
         return sorted(os.environ)
 
     def close(self) -> None:
+        while self.ends_with and not os.path.exists(self.ends_with):
+            time.sleep(0.01)
         if self.closed:
             write(self.closed, "closed")
 

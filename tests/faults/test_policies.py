@@ -22,7 +22,7 @@ from orchestrator.errors import (
     WorkerDied,
     WorkerError,
 )
-from orchestrator.replicas import TRANSITIONS, ReplicaState
+from orchestrator.states import TRANSITIONS, ReplicaState
 
 # -- letting go ----------------------------------------------------------------------------------------------------------
 

@@ -181,3 +181,14 @@ def test_a_lock_that_is_never_given_back_is_an_error_with_words(tmp_path):
     with holder.held(), pytest.raises(PlacementError, match="locked"):
         waiting.entries()
     assert waiting.entries() == []
+
+
+def test_a_file_that_cannot_be_written_refuses_new_places_and_holds_up_no_end(ledger, tmp_path):
+    held = ledger.reserve("a", reservation_of(**{"imagined-0": 4 * GIB}))
+    (tmp_path / f"ledger.json.{os.getpid()}").mkdir()  # where a new version is written
+    held.correct({"imagined-0": 5 * GIB})
+    assert free(ledger, machine()) == [20 * GIB, 24 * GIB]
+    held.close()
+    assert free(ledger, machine()) == [24 * GIB, 24 * GIB]
+    with pytest.raises(PlacementError, match="cannot be written: Is a directory"):
+        ledger.reserve("b", reservation_of(**{"imagined-0": GIB}))

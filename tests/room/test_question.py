@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conditions import LONG
 
 from orchestrator.checkpoints import Checkpoint
 from orchestrator.deployments import Deployment
@@ -17,10 +19,10 @@ from orchestrator.errors import ConfigError, PlacementError
 from orchestrator.placement import SHAPES, Ledger, estimate_from_config, measured_memory, place
 from orchestrator.placement.place import RUNTIME
 from orchestrator.processes.variables import worker_variables
-from orchestrator.replicas import ReplicaState
 from orchestrator.room import SharedRoom
 from orchestrator.settings import Settings
 from orchestrator.specification import Specification
+from orchestrator.states import ReplicaState
 
 MIB = 2**20
 
@@ -129,6 +131,26 @@ def test_only_those_go_whose_room_is_needed(room: SharedRoom, tmp_path: Path) ->
     )
     assert placement.devices == ("imagined-0",)
     assert gone == ["new"]
+
+
+@pytest.mark.parametrize("state", [ReplicaState.READY, ReplicaState.DRAINING])
+def test_others_can_use_the_ledger_while_a_model_goes_and_one_that_goes_already_is_waited_for(
+    room: SharedRoom, tmp_path: Path, state: ReplicaState
+) -> None:
+    idle = replace(specification(folder(tmp_path / "idle", {"w": 6 * GIB})), name="idle", devices=("0",))
+    _, reservation = room.reserve(idle, 0)
+
+    def evict(grace: float) -> None:
+        with ThreadPoolExecutor(1) as pool:  # in the thread that ends the worker
+            pool.submit(reservation.close).result(LONG)
+
+    going = SimpleNamespace(
+        name="idle", specification=idle, idle_for=lambda: 1.0, evict=evict,
+        replicas=[SimpleNamespace(index=0, state=state)],
+    )  # fmt: skip
+    room._deployments = lambda: [going]  # type: ignore[list-item]
+    large = specification(folder(tmp_path / "wanted", {"w": 6 * GIB}), device_map="single")
+    assert room.reserve(large, 0)[0].devices == ("imagined-0",)
 
 
 def test_nobody_is_waited_for_in_vain(room: SharedRoom, tmp_path: Path) -> None:
