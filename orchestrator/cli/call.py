@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from orchestrator.cli.console import Console, json_option, pass_console
+from orchestrator.cli.console import Console, OutFile, json_option, pass_console
 from orchestrator.errors import ConfigError
 
 __all__ = ["command"]
@@ -48,9 +47,7 @@ SHOWN = 1000  # elements of an array that are printed as numbers
     "--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds that the call may take."
 )
 @click.option("--stream", is_flag=True, help="Print pieces as they come.")
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the result's arrays to an .npz."
-)
+@click.option("--out", type=OutFile(), help="Write the result's arrays to an .npz.")
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run code from the checkpoint; needs a pinned revision."
 )
@@ -96,7 +93,8 @@ def command(
     chosen = _options(options, loading)
     if stream and (items is not None or out is not None):
         raise click.UsageError("--stream prints pieces as they come: leave out --map and --out")
-    out = _writable(out)
+    if out is not None and out.suffix != ".npz":
+        out = out.with_name(f"{out.name}.npz")  # as numpy will
     with console.progress() as listener, Orchestrator(settings=console.settings, listener=listener) as orc:
         if family == "auto":
             family = _family_for(loading["checkpoint"], orc)
@@ -180,16 +178,6 @@ def _options(words: Iterable[str], loading: Mapping[str, Any]) -> dict[str, Any]
             )
         found[key] = _value(text)
     return found
-
-
-def _writable(out: Path | None) -> Path | None:
-    """The file that numpy will write, its suffix added; refused now, not after the work."""
-    if out is None:
-        return None
-    if not os.access(out.parent, os.W_OK):
-        what = "cannot be written to" if out.parent.is_dir() else "is no folder"
-        raise ConfigError(f"--out {out}: {out.parent} {what}")
-    return out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
 
 
 def _value(text: str) -> Any:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from packaging.version import InvalidVersion, Version
 
 from orchestrator.checkpoints import CheckpointStore, check_readable
+from orchestrator.checkpoints.readable import TRAPS
 from orchestrator.cli.console import Console, json_option, pass_console
 from orchestrator.environments import Catalog, EnvironmentStore
 from orchestrator.environments.uv import prepare_home
@@ -127,10 +129,17 @@ def _store(console: Console) -> CheckpointStore:
 
 
 def _pin(text: str) -> tuple[str, str]:
-    name, equals, version = text.partition("==")
-    if not equals:
-        raise ConfigError(f"{text!r} is not a pin", hint="write for example transformers==4.36.2")
-    return name.strip(), version.strip()
+    name, _, version = (part.strip() for part in text.partition("=="))
+    try:
+        Version(version)
+    except InvalidVersion:
+        raise ConfigError(f"{text!r} is not a pin", hint="write for example transformers==4.36.2") from None
+    known = sorted({trap.package for trap in TRAPS})
+    if name not in known:
+        raise ConfigError(
+            f"how {name!r} reads checkpoints is not known", hint=f"known: {' and '.join(known)}"
+        )
+    return name, version
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from functools import cached_property
@@ -23,7 +23,7 @@ from orchestrator.settings import Settings, load_settings
 if TYPE_CHECKING:
     from orchestrator.cli.live import LiveProgress
 
-__all__ = ["TROUBLE", "Console", "ConsoleHandler", "JsonRecords", "json_option", "pass_console"]
+__all__ = ["TROUBLE", "Console", "ConsoleHandler", "JsonRecords", "OutFile", "json_option", "pass_console"]
 
 TROUBLE = ("backoff", "quarantined")
 """The states of a worker that are shown without `-v`; of the others the stages `worker` and `load` tell."""
@@ -176,6 +176,25 @@ class JsonRecords(logging.Formatter):
         if record.exc_info:
             told["traceback"] = self.formatException(record.exc_info)
         return json.dumps(told, ensure_ascii=False)
+
+
+class OutFile(click.Path):
+    """A file to be written. A folder that is not there is told before the work, not after it."""
+
+    def __init__(self, suffixes: Collection[str] = ()) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+        self.suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The file's path; a usage error if it cannot be written, or has none of the suffixes."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"{path}: there is no folder {path.parent}", param, ctx)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            self.fail(f"{path} cannot be written", param, ctx)
+        if self.suffixes and path.suffix not in self.suffixes:
+            self.fail(f"{path}: write a name that ends in {' or '.join(self.suffixes)}", param, ctx)
+        return path
 
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -48,6 +48,8 @@ def one(console: Console, store: EnvironmentStore, name: str, with_: Sequence[st
         found = store.get(name)
         if found is not None:
             return found
+        if same := [environment.id for environment in store.list() if environment.id.startswith(name)]:
+            raise ConfigError(f"{name!r} is the beginning of {len(same)} ids", hint=", ".join(same))
     family = Catalog.default(console.settings).get(name, with_)
     found = store.find(family)
     if found is None:

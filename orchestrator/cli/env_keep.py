@@ -15,7 +15,7 @@ from orchestrator.events import Event
 __all__ = ["COMMANDS"]
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+SIZES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @click.command("verify")
@@ -106,7 +106,7 @@ def prune(
     if rows:
         console.table(("id", "family", "own", "reason"), rows)
     verb = "would free" if dry_run else "freed"
-    console.talk(f"{verb} {size_text(pruned.freed)}; {len(pruned.leftovers)} unfinished builds removed")
+    console.talk(f"{verb} {size_text(pruned.freed)}; unfinished builds: {len(pruned.leftovers)}")
 
 
 def _measure(
@@ -117,8 +117,8 @@ def _measure(
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]?)i?B?\s*", text)
     unit = found[2] if found else "?"
     for known in (unit, unit.upper(), unit.lower()):
-        if found and known in units:
-            return float(found[1]) * units[known]
+        if found and (known in units or float(found[1]) == 0):
+            return float(found[1]) * units.get(known, 0)
     raise click.BadParameter(f"{text!r} cannot be read; write for example {example}", param_hint=option)
 
 

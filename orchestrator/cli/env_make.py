@@ -115,7 +115,7 @@ def ensure(
     elif print_python or console.quiet:
         for environment in ready:
             console.data(str(environment.python))
-    else:
+    elif ready:
         console.table(
             ("family", "id", "python", "path"), [(e.family, e.id, e.python_version, e.path) for e in ready]
         )

@@ -97,7 +97,8 @@ def check(console: Console, names: Sequence[str], with_: Sequence[str], everythi
 
     An environment that resolves can still fail at import or answer wrongly. Exit code 1 when a test fails.
     """
-    wanted = Catalog.default(console.settings).names() if everything else list(names)
+    catalog = Catalog.default(console.settings)
+    wanted = catalog.names() if everything else [catalog.get(name, with_).label for name in names]
     if not wanted:
         raise ConfigError(
             "no FAMILY given", hint="name families, or --all; `orchestrator family list` lists them"

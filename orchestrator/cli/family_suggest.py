@@ -47,7 +47,7 @@ def _found(checkpoint: str, settings: Settings) -> Suggestion:
         try:
             folder = store.resolve(checkpoint).path
         except CheckpointError as error:
-            raise (error if checkpoint.startswith("tiny:") else unknown) from None
+            raise (error if checkpoint.startswith(("tiny:", ".", "/", "~")) else unknown) from None
         return replace(suggestion_for(folder, catalog), checkpoint=checkpoint)
 
 

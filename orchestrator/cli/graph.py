@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.console import Console, pass_console
+from orchestrator.cli.console import Console, OutFile, pass_console
 
 __all__ = ["command"]
+
+KINDS = {".svg": "svg", ".mmd": "mermaid", ".md": "mermaid"}
 
 
 @click.command("graph")
@@ -16,7 +18,7 @@ __all__ = ["command"]
 @click.option(
     "--format", "kind", type=click.Choice(["mermaid", "svg"]), help="Default: by --out, else mermaid."
 )
-@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write it to a file.")
+@click.option("-o", "--out", type=OutFile(KINDS), help="Write it to a file: .svg, .mmd or .md.")
 @pass_console
 def command(console: Console, workflow: Path, kind: str | None, out: Path | None) -> None:
     """Draw WORKFLOW: mermaid text (GitHub shows it in Markdown), or an SVG.
@@ -29,7 +31,7 @@ def command(console: Console, workflow: Path, kind: str | None, out: Path | None
     from orchestrator.workflow.drawing import mermaid, svg
 
     checked = Workflow.read(workflow)
-    kind = kind or ("svg" if out is not None and out.suffix == ".svg" else "mermaid")
+    kind = kind or ("mermaid" if out is None else KINDS[out.suffix])
     text = svg(checked.graph) if kind == "svg" else mermaid(checked.graph)
     if out is None:
         console.data(text.rstrip())

@@ -25,7 +25,9 @@ PAUSE = 0.2  # seconds between two looks at a file that is followed
 
 @click.command("logs")
 @click.argument("name", required=False)
-@click.option("-n", "--lines", default=50, show_default=True, help="How many of the last lines.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="How many of the last lines."
+)
 @click.option(
     "-f", "--follow", is_flag=True, help="Go on as lines are written, restarts included, until Ctrl-C."
 )

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.console import Console, json_option, pass_console
+from orchestrator.cli.console import Console, OutFile, json_option, pass_console
 
 if TYPE_CHECKING:
     from orchestrator.matrix import Cell, MatrixResult
 
 __all__ = ["command"]
 
-OUT = click.Path(dir_okay=False, path_type=Path)
+OUT = OutFile()
 
 
 @click.command("matrix")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.console import Console, json_option, pass_console
+from orchestrator.cli.console import Console, OutFile, json_option, pass_console
 from orchestrator.devices import Inventory, format_size, parse_budgets
 from orchestrator.errors import ConfigError
 from orchestrator.placement import (
@@ -52,7 +52,7 @@ __all__ = ["command"]
 @click.option("--tower", multiple=True, type=click.Path(exists=True), help="A tower in a folder of its own.")
 @click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="One per device.")
 @click.option("--offload", is_flag=True, help="Layers that find no accelerator may stay in RAM.")
-@click.option("--svg", type=click.Path(dir_okay=False, writable=True), help="Draw it into this file.")
+@click.option("--svg", type=OutFile(), help="Draw it into this file.")
 @json_option
 @pass_console
 def command(
@@ -60,7 +60,7 @@ def command(
     /,
     replicas: int,
     imagined: str | None,
-    svg: str | None,
+    svg: Path | None,
     **options: Any,
 ) -> None:
     """Show where a model would be placed, module by module and byte by byte. Nothing is started or loaded.
@@ -90,7 +90,7 @@ def command(
     needs = needs if options["dtype"] in (None, "auto") else needs.as_dtype(options["dtype"])
     _report(console, needs, placements)
     if svg is not None:
-        Path(svg).write_text(picture(needs, placements, inventory), encoding="utf-8")
+        svg.write_text(picture(needs, placements, inventory), encoding="utf-8")
         console.talk(f"drawn: {svg}")
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.console import Console, pass_console
+from orchestrator.cli.console import Console, json_option, pass_console
 
 __all__ = ["command"]
 
 
 @click.command("schema")
 @click.argument("kind", type=click.Choice(["workflow", "matrix", "family"]))
+@json_option  # it is JSON anyway
 @pass_console
 def command(console: Console, kind: str) -> None:
     """Print the JSON Schema (draft 7) of a workflow file, a matrix file or a family's pyproject.toml.

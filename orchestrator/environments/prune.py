@@ -37,7 +37,7 @@ class Pruned:
 
     candidates: tuple[Candidate, ...] = ()
     freed: int = 0
-    """Bytes; less than the sum of sizes, because files are shared."""
+    """Bytes, leftovers included; less than the sum of sizes, because files are shared."""
     leftovers: tuple[Path, ...] = field(default=())
     """Folders of builds that were killed."""
     dry_run: bool = False

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,6 +36,7 @@ from orchestrator.environments.probe import probe as run_probe
 from orchestrator.environments.prune import Pruned, choose, drop_unused_bytecode, wanted_by
 from orchestrator.environments.recipe import Recipe, recipe_for, recipe_of_lock
 from orchestrator.environments.requirements import name_of
+from orchestrator.environments.sizes import scan
 from orchestrator.environments.usage import Usage
 from orchestrator.environments.uv import prepare_home, refusal, run_uv
 from orchestrator.environments.verify import Verification, check_files
@@ -219,8 +220,10 @@ class EnvironmentStore:
         candidates, freed = choose(
             self.list(), older_than=older_than, max_bytes=max_bytes, wanted=wanted, last_used=self.last_used
         )
+        leftovers = self._left_behind()
+        freed += scan(leftovers).size().own
         if dry_run:
-            return Pruned(tuple(candidates), freed, dry_run=True)
+            return Pruned(tuple(candidates), freed, tuple(leftovers), dry_run=True)
         for candidate in candidates:
             if not candidate.held_by:
                 with self.exclusively(candidate.environment.id):
@@ -230,7 +233,7 @@ class EnvironmentStore:
                     shutil.rmtree(
                         self.settings.home / "sandbox" / candidate.environment.id, ignore_errors=True
                     )
-        leftovers = self.sweep()
+        _remove(leftovers)
         drop_unused_bytecode(self.settings.home / "bytecode")
         return Pruned(tuple(candidates), freed, tuple(leftovers))
 
@@ -252,8 +255,8 @@ class EnvironmentStore:
         path.rename(grave / path.name)
         shutil.rmtree(grave, ignore_errors=True)
 
-    def sweep(self, held: str = "") -> Sequence[Path]:
-        """Removes what killed builds left behind; returns what it removed.
+    def _left_behind(self, held: str = "") -> Sequence[Path]:
+        """What killed builds left behind.
 
         A build that goes on holds its environment's lock. `held` is the one that the caller has, so that what
         bears its name is left over.
@@ -268,8 +271,6 @@ class EnvironmentStore:
                     gone.append(path)
         work = (self.settings.home / "work").glob("*-*")
         gone.extend(path for path in work if not psutil.pid_exists(int(path.name.split("-")[0])))
-        for path in gone:
-            shutil.rmtree(path, ignore_errors=True)
         return gone
 
     def _recipe_of(self, environment: Environment) -> Recipe:
@@ -303,7 +304,7 @@ class EnvironmentStore:
             found = self._ready(recipe)
             if found is None:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self.sweep(held=recipe.id)
+                _remove(self._left_behind(held=recipe.id))
                 self._publish(recipe, listener, probe=probe)
                 found = self._ready(recipe)
                 assert found is not None
@@ -382,6 +383,11 @@ class EnvironmentStore:
             return sorted(path for path in self.folder.iterdir() if not path.name.startswith("."))
         except OSError:
             return []
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _disk_error(family: Family, settings: Settings, error: OSError) -> InstallError:

@@ -70,4 +70,5 @@ def test_show_tells_what_a_version_would_ignore(run, tmp_path: Path) -> None:  #
 
 
 def test_a_version_that_is_no_pin_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    assert isinstance(run("show", tmp_path, "-w", "transformers>4").exception, ConfigError)
+    for text in ("transformers>4", "transformers", "transformers==new", "transfomers==4.36.2"):
+        assert isinstance(run("show", tmp_path, "-w", text).exception, ConfigError)

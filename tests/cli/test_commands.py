@@ -225,7 +225,7 @@ def test_streams_print_as_they_come(model: Path) -> None:
         (["MODEL:Model.scale", "x=1", "-o", "replicas=2"], 2, "write --replicas"),
         (["MODEL:Model.scale", "x=1", "--timeout", "0"], 2, "--timeout"),
         (["MODEL:Model.count", "to=1", "--stream", "--out", "x.npz"], 2, "leave out --map and --out"),
-        (["MODEL:Model.grid", "n=1", "--out", "/no/such/x.npz"], 2, "/no/such is no folder"),
+        (["MODEL:Model.grid", "n=1", "--out", "/no/such/x.npz"], 2, "there is no folder /no/such"),
     ],
 )
 def test_mistakes_are_explained_without_a_traceback(
@@ -239,6 +239,20 @@ def test_mistakes_are_explained_without_a_traceback(
 
 
 SERVED = f"served-{os.getpid()}"  # `ps` shows what others run too
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["matrix", "examples/ci_matrix.yaml", "--html", "/no/such/x.html"], "no folder /no/such"),
+        (["place", "--shape", "llama-7b", "--devices", "80GiB", "--svg", "/no/such/x.svg"], "no folder /no/such"),
+        (["graph", "examples/photo_story.yaml", "--out", "x.png"], "ends in .svg or .mmd or .md"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_written_is_told_before_the_work(arguments: list[str], words: str) -> None:
+    done = orchestrator(*arguments, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from orchestrator.cli import doctor
+from orchestrator.environments.environment import MARKER
 from orchestrator.errors import SandboxUnavailable
 
 
@@ -75,11 +77,26 @@ def test_damage_is_told_with_exit_code_1(cli, machine, mine):
         (("env", "ensure", "mine", "--with", "model==6"), 3, "No solution found"),
         (("env", "show", "mine"), 2, "is not installed"),
         (("env", "prune", "--older-than", "soon"), 2, "30d"),
+        (("env", "prune", "--max-size", "20"), 2, "20G"),  # not 20 bytes
         (("env", "lock", "mine[model==1.0]"), 2, "is a variant"),
+        (("family", "check", "mien"), 2, "did you mean 'mine'?"),
+        (("family", "suggest", "./no-such-folder"), 1, "there is no /"),
+        (("logs", "-n", "-1"), 2, "--lines"),
     ],
 )
 def test_refusals(cli, mine, args, code, words):
     assert words in cli(*args, code=code).stderr
+
+
+def test_the_beginning_of_several_ids_names_none(cli, machine, mine):
+    environment = machine.ensure(mine)
+    twin = environment.path.with_name(f"{environment.id[:4]}-twin")
+    shutil.copytree(environment.path, twin, symlinks=True)
+    marker = twin / MARKER
+    marker.write_text(marker.read_text().replace(f'"id": "{environment.id}"', f'"id": "{twin.name}"'))
+    told = cli("env", "show", environment.id[:4], code=2).stderr
+    assert "is the beginning of 2 ids" in told
+    assert twin.name in told
 
 
 def test_one_failure_does_not_hide_the_others(cli, machine, mine):

@@ -58,6 +58,16 @@ def test_a_dry_run_changes_nothing(machine, two):
     assert len(machine.store.list()) == 2
 
 
+def test_a_dry_run_tells_of_unfinished_builds_too(machine, two):
+    half = machine.store.folder / f".building-{'0' * 16}-half"
+    half.mkdir()
+    (half / "part").write_bytes(bytes(100_000))
+    told = machine.store.prune(dry_run=True)
+    assert (told.leftovers, told.freed >= 100_000, half.exists()) == ((half,), True, True)
+    assert machine.store.prune().freed == told.freed
+    assert not half.exists()
+
+
 def test_what_it_says_it_frees_is_freed(machine, two):
     promised = machine.store.prune(older_than=0, dry_run=True).freed
     before = scan([machine.home / "environments"]).size().own
