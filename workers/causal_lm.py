@@ -13,7 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, StoppingCriteria
 
 from orchestrator.worker import cancelled
-from orchestrator.worker.inference import CPU, compare, dtype_argument, map_batches, stop_if_cancelled
+from orchestrator.worker.inference import (
+    CPU,
+    compare,
+    dtype_argument,
+    map_batches,
+    once_more,
+    stop_if_cancelled,
+)
 from orchestrator.worker.tiny import tiny_checkpoint
 
 Message = Mapping[str, str]
@@ -86,8 +93,13 @@ class CausalLM:
         `stop`: strings that end the text, themselves left out. With `return_ids`: {"text", "ids" (int64, generated),
         "prompt_ids" (int64), "finish_reason" ("stop" or "length")}.
         """
-        run = self._start(prompt, messages, chat, stop, Sampling(max_new_tokens, temperature, top_p, seed))
-        text = "".join(run)
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+
+        def answer() -> Any:
+            run = self._start(prompt, messages, chat, stop, sampling)
+            return run, "".join(run)
+
+        run, text = once_more(answer)
         if not return_ids:
             return text
         ids, prompt_ids = (np.asarray(values, dtype=np.int64) for values in (run.ids, run.prompt_ids))

@@ -21,6 +21,7 @@ __all__ = [
     "dtype_on",
     "torch_dtype",
     "map_batches",
+    "once_more",
     "release_memory",
     "compare",
     "texts_of",
@@ -112,6 +113,20 @@ def map_batches(
         done += len(chosen)
         progress(what, done, len(items))
     return rows
+
+
+def once_more(function: Callable[[], Row]) -> Row:
+    """`function()`; where memory runs out, a second time with the cache freed, which is noted with the call.
+
+    For work that no batch can make smaller; `function` begins anew, seeds included.
+    """
+    rows = attempt(lambda _: [function()], [None], last=False)
+    if rows is None:
+        current.recovered("freed the cache")
+        release_memory()
+        rows = attempt(lambda _: [function()], [None], last=True)
+    assert rows is not None  # the last attempt raises
+    return rows[0]
 
 
 def texts_of(texts: Union[str, Sequence[str]]) -> List[str]:

@@ -46,6 +46,31 @@ def test_a_split_call_gives_what_the_unsplit_one_gives(
             call(model, method, items, 8)
 
 
+@pytest.mark.parametrize(
+    ("family", "makers", "style"),
+    [("causal-lm", "llama", "llama"), ("minigemini", "minigemini", "minigemini-7b"), ("qwen2-vl", "qwen2_vl", "qwen2-vl")],
+)  # fmt: skip
+def test_a_single_answer_is_tried_once_more_with_the_cache_freed(
+    orchestrator: Orchestrator,
+    tiny: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    makers: str,
+    style: str,
+) -> None:
+    monkeypatch.setenv(INJECT, "2,4,5")
+    sampled = {"prompt": "the cat", "max_new_tokens": 8, "temperature": 1.0, "seed": 7}
+    with orchestrator.load(family, checkpoint=tiny(makers, style), name=f"single-{family}") as model:
+        expected = model.generate(**sampled)
+        future = model.submit("generate", **sampled)
+        assert future.result(120) == expected
+        assert future.recovered == ("freed the cache",)
+        with pytest.raises(OutOfMemory, match="tried: freed the cache") as caught:
+            model.generate(**sampled)
+        assert caught.value.tried[0] == "freed the cache"
+        assert model.generate(**sampled) == expected
+
+
 def call(model: Model, method: str, items: Any, batch_size: int) -> tuple[np.ndarray, tuple[str, ...]]:
     future = model.submit(method, items, batch_size=batch_size)
     return np.asarray(future.result(120)), future.recovered

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from PIL import Image
 
 from orchestrator.worker.images import Turn, as_list, load_image, parse_messages, pictures
-from orchestrator.worker.inference import CPU, compare, map_batches, stop_if_cancelled
+from orchestrator.worker.inference import CPU, compare, map_batches, once_more, stop_if_cancelled
 from orchestrator.worker.tiny import tiny_checkpoint
 
 from .decoding import Row, Sampling, all_logits, decode
@@ -106,10 +106,15 @@ class MiniGemini:
                 "seed": seed,
             },
         )
-        row = Row(question.sampling)
         clock = Clock(began)
-        for _ in self._decode([question], [row], clock):
-            pass
+
+        def answer() -> Row:
+            row = Row(question.sampling)
+            for _ in self._decode([question], [row], clock):
+                pass
+            return row
+
+        row = once_more(answer)
         return self._answer(row, return_ids, clock.timings(len(row.ids)) if return_timings else None)
 
     def generate_stream(
@@ -160,7 +165,6 @@ class MiniGemini:
 
         return map_batches(answer, questions, batch_size, length=self._length, what="requests")
 
-    @torch.inference_mode()
     def forward(
         self, images: Any = None, prompt: Optional[str] = None, messages: Optional[Messages] = None
     ) -> Dict[str, Any]:
@@ -172,8 +176,13 @@ class MiniGemini:
         question = self._question(
             {"images": images, "prompt": prompt, "messages": messages}, {"max_new_tokens": 1}
         )
-        features = self._features(question)
-        logits = all_logits(self.loaded.language, self._embeddings(question, features))
+
+        @torch.inference_mode()
+        def run() -> Tuple[List[torch.Tensor], torch.Tensor]:
+            features = self._features(question)
+            return features, all_logits(self.loaded.language, self._embeddings(question, features))
+
+        features, logits = once_more(run)
         return {
             "prompt": question.prompt,
             "input_ids": np.array(question.ids, dtype=np.int64),

@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Seq
 import numpy as np
 
 from orchestrator.worker.images import parse_messages
-from orchestrator.worker.inference import map_batches, release_memory, stop_if_cancelled
+from orchestrator.worker.inference import map_batches, once_more, release_memory, stop_if_cancelled
 
 from .decoding import Answered, Clock, Decoder, Sampling
 from .loading import load_model
@@ -113,7 +113,7 @@ class Qwen2VL:
         inputs = self._inputs([turns], video_fps)
         sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed)
         clock = Clock(began)
-        [answer] = self.decoder.run(inputs, sampling, clock=clock)
+        [answer] = once_more(lambda: self.decoder.run(inputs, sampling, clock=clock))
         stop_if_cancelled()
         return _shaped(answer, return_ids, clock.timings(len(answer.token_ids)) if return_timings else None)
 
@@ -186,9 +186,14 @@ class Qwen2VL:
         seen: List[Any] = []
         tower = _tower(self.model)
         hook = tower.register_forward_hook(lambda _, __, output: seen.append(_features(output)))
+
+        def run() -> Any:
+            seen.clear()
+            return self.model(**inputs, **self._positions(inputs), use_cache=False).logits[0]
+
         try:
             with torch.inference_mode():
-                logits = self.model(**inputs, **self._positions(inputs), use_cache=False).logits[0]
+                logits = once_more(run)
         finally:
             hook.remove()
         pictures = seen[0] if "pixel_values" in inputs else None
