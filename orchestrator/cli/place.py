@@ -48,8 +48,15 @@ __all__ = ["command"]
     "--max-memory", metavar="LIST", help="Budgets: 0=20GiB,1=22GiB; with cpu=60GiB offload is allowed."
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences at once.")
-@click.option("--context", type=click.IntRange(min=1), help="Tokens of a sequence.  [default: 2048 at most]")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens of a sequence.  [default: 2048 at most, an HD MiniGemini's own limit]",
+)
 @click.option("--tower", multiple=True, type=click.Path(exists=True), help="A tower in a folder of its own.")
+@click.option(
+    "--bits", type=click.Choice(["4", "8"]), help="Layers quantised as load_in_4bit and load_in_8bit do."
+)
 @click.option("--replicas", type=click.IntRange(min=1), default=1, show_default=True, help="One per device.")
 @click.option("--offload", is_flag=True, help="Layers that find no accelerator may stay in RAM.")
 @click.option("--svg", type=OutFile(), help="Draw it into this file.")
@@ -65,13 +72,15 @@ def command(
 ) -> None:
     """Show where a model would be placed, module by module and byte by byte. Nothing is started or loaded.
 
-    FAMILY gives the defaults (dtype, device_map); --devices plans for a machine that is not here. Exits with 4
+    FAMILY gives the defaults (dtype, device_map), `auto` those of the checkpoint's own; --devices plans for a machine that is not here. Exits with 4
     when it does not fit, and says what would make it fit.
     """
-    defaults = _defaults(console, options["family"])
+    defaults = _defaults(console, options["family"], options["checkpoint"])
     for key in ("dtype", "device_map", "max_memory"):
         options[key] = options[key] or defaults.get(key)
     needs = _needs(console, options)
+    if options["bits"] is not None:
+        needs = needs.quantised_to(int(options["bits"]))
     if imagined is None:
         inventory = Ledger(console.settings).free(Inventory.detect(console.settings))
     else:
@@ -94,12 +103,20 @@ def command(
         console.talk(f"drawn: {svg}")
 
 
-def _defaults(console: Console, family: str | None) -> Mapping[str, Any]:
+def _defaults(console: Console, family: str | None, checkpoint: str | None) -> Mapping[str, Any]:
     if family is None:
         return {}
     from orchestrator.environments import Catalog
+    from orchestrator.pins import family_for
 
-    return Catalog.default(console.settings).get(family).defaults
+    catalog = Catalog.default(console.settings)
+    if family == "auto" and checkpoint is not None:
+        found = family_for(checkpoint, catalog) or family_for(_checkpoint(console, checkpoint), catalog)
+        if found is None:
+            raise ConfigError(f"no family is known for {checkpoint!r}", hint="leave FAMILY out, or name one")
+        console.talk(f"family: {found}")
+        family = found
+    return catalog.get(family).defaults
 
 
 def _needs(console: Console, options: Mapping[str, Any]) -> Needs:

@@ -39,6 +39,7 @@ NORM = re.compile(
 RANK: Mapping[Kind, int] = {
     "tower": 0, "projector": 1, "embedding": 2, "other": 3, "layer": 4, "norm": 5, "head": 6,
 }  # fmt: skip
+WEIGHTS = "weights"  # the first term of every bill
 FIRST: frozenset[Kind] = frozenset({"tower", "projector", "embedding"})
 
 
@@ -108,7 +109,12 @@ class Needs:
             else b
             for b in self.blocks
         )
-        return replace(self, blocks=blocks, quantised=f"{bits}-bit")
+        weights = sum((b.weights for b in blocks), NOTHING)
+        terms = tuple(
+            replace(t, amount=weights, words=f"{t.words}, layers in {bits} bits") if t.name == WEIGHTS else t
+            for t in self.terms
+        )
+        return replace(self, blocks=blocks, terms=terms, quantised=f"{bits}-bit")
 
 
 def needs_of(
@@ -169,7 +175,7 @@ def assemble(
     placed = tuple(replace(b, state=share.get(b.name, NOTHING)) for b in ordered)
     weights = Amount(sum(b.weights.floats for b in placed), sum(b.weights.fixed for b in placed))
     words = f"{sum(b.parameters for b in placed):,} parameters in {len(placed)} blocks"
-    terms = (Term("weights", weights, words, "blocks"), *allowance.terms)
+    terms = (Term(WEIGHTS, weights, words, "blocks"), *allowance.terms)
     return Needs(name, placed, dtype, allowance.workspace, terms, tuple(notes), allowance.quantised)
 
 

@@ -96,6 +96,26 @@ def test_what_does_not_fit_ends_with_four(run):
     assert "1 more device" in str(caught.value.hint)
 
 
+def test_bits_make_it_fit_as_the_hint_says(run):
+    with pytest.raises(PlacementError) as caught:
+        run(place_command, "--shape", "mgm-13b", "--devices", "16GiB")
+    assert "quantised to 4 bits" in str(caught.value.hint)
+    shown = run(place_command, "--shape", "mgm-13b", "--devices", "16GiB", "--bits", "4").stdout
+    bill = next(line for line in shown.splitlines() if line.startswith("weights"))
+    assert "layers in 4 bits" in bill
+    assert 7e9 < int(bill.split()[1].replace(",", "")) < 10e9
+    with pytest.raises(PlacementError, match=r"weights 14\.17 GiB"):
+        run(place_command, "--shape", "mgm-13b", "--devices", "10GiB", "--bits", "8")
+
+
+def test_auto_is_the_checkpoints_family(run, llama, tmp_path):
+    folder = llama()
+    assert "family: causal-lm" in run(place_command, "auto", "--checkpoint", str(folder)).stderr
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no family is known"):
+        run(place_command, "auto", "--checkpoint", str(folder))
+
+
 def test_the_document_says_what_the_command_says(run):
     text = (Path(__file__).parents[2] / "docs" / "devices.md").read_text(encoding="utf-8")
     with pytest.raises(PlacementError) as caught:
