@@ -21,7 +21,8 @@ __all__ = ["cancel", "cancellable", "check_cancelled", "die_with_parent", "paral
 GRACE = 2.0
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
-running: dict[subprocess.Popen[str], threading.Event | None] = {}
+running: dict[subprocess.Popen[str], tuple[threading.Event, ...]] = {}
+"""The programs that run now, with the signals that end them."""
 bound = threading.local()
 
 
@@ -55,7 +56,7 @@ def run_command(
         process_group=0,
         preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, without locks or imports
     )
-    running[process] = getattr(bound, "signal", None)
+    running[process] = _signals()
     out: list[str] = []
     err: list[str] = []
     readers = [
@@ -81,11 +82,14 @@ def run_command(
 
 @contextmanager
 def parallel(at_once: int) -> Iterator[Callable[..., Future[Any]]]:
-    """Gives a `submit` to threads of its own; whatever interrupts the block, Ctrl-C too, ends what they run."""
-    stop = threading.Event()
+    """Gives a `submit` to threads of its own; whatever interrupts the block, Ctrl-C too, ends what they run.
+
+    So does whatever cancels the thread that is in the block.
+    """
+    stop, outer = threading.Event(), _signals()
 
     def run(function: Callable[..., Any], *args: Any) -> Any:
-        with cancellable(stop):
+        with cancellable(*outer, stop):
             return function(*args)
 
     with ThreadPoolExecutor(at_once) as pool:
@@ -98,31 +102,36 @@ def parallel(at_once: int) -> Iterator[Callable[..., Future[Any]]]:
 
 
 @contextmanager
-def cancellable(signal: threading.Event) -> Iterator[None]:
-    """What this thread runs in the block ends when `cancel(signal)` is called by another one.
+def cancellable(*signals: threading.Event) -> Iterator[None]:
+    """What this thread runs in the block ends when `cancel` is called for one of `signals` by another thread.
 
     Only the main thread gets Ctrl-C; this is how it reaches those that work for it.
     """
-    before = getattr(bound, "signal", None)
-    bound.signal = signal
+    before = _signals()
+    bound.signals = (*before, *signals)
     try:
         yield
     finally:
-        bound.signal = before
+        bound.signals = before
+
+
+def _signals() -> tuple[threading.Event, ...]:
+    """The signals that cancel this thread."""
+    signals: tuple[threading.Event, ...] = getattr(bound, "signals", ())
+    return signals
 
 
 def cancel(signal: threading.Event) -> None:
     """Ends every program that runs in a `cancellable(signal)` block; the blocks raise KeyboardInterrupt."""
     signal.set()
-    for process, its in list(running.items()):
-        if its is signal:
+    for process, signals in list(running.items()):
+        if signal in signals:
             _end(process)
 
 
 def check_cancelled() -> None:
     """Raises KeyboardInterrupt in a block that was cancelled."""
-    signal: threading.Event | None = getattr(bound, "signal", None)
-    if signal is not None and signal.is_set():
+    if any(signal.is_set() for signal in _signals()):
         raise KeyboardInterrupt
 
 

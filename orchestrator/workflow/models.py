@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Protocol
 
-from orchestrator.errors import OrchestratorError, WorkflowError
-from orchestrator.events import Event, Listener
+from orchestrator.environments.commands import cancel, cancellable
+from orchestrator.errors import Cancelled, OrchestratorError, WorkflowError
+from orchestrator.events import Event as News
+from orchestrator.events import Listener
 from orchestrator.workflow.references import compile_value, evaluate
 from orchestrator.workflow.schema import Model as ModelSpec
 from orchestrator.workflow.values import as_argument
@@ -65,6 +67,8 @@ class Seat:
     sandbox: bool | None = None
     environment: Any = None
     """The one to run in, in place of what the family resolves to."""
+    found: Any = None
+    """The environment, once it was looked for and is there."""
     model: LoadedModel | None = None
     error: OrchestratorError | None = None
     asked: bool = False
@@ -76,6 +80,11 @@ class Seat:
     def slots(self) -> int:
         """Calls that may be under way at a time."""
         return self.spec.concurrency or self.spec.replicas
+
+    @property
+    def known_environment(self) -> Any:
+        """Its environment, as far as nobody has to be asked."""
+        return self.model.environment if self.model is not None else self.environment or self.found
 
     def arguments(self) -> dict[str, Any]:
         """What `load` is called with."""
@@ -110,6 +119,7 @@ class Roster:
         sandbox: bool | None = None,
     ) -> None:
         self.client = models
+        self._stopped = Event()
         self.seats = {name: _seat(name, spec, inputs, base) for name, spec in specs.items()}
         for seat in self.seats.values():
             seat.sandbox = seat.spec.sandbox if sandbox is None else sandbox
@@ -131,9 +141,9 @@ class Roster:
         Raises:
             OrchestratorError: it cannot be one.
         """
-        if seat.model is not None:
-            return seat.model.environment
-        return seat.environment or self.client.environments.find(self.family(seat))
+        if seat.known_environment is None:
+            seat.found = self.client.environments.find(self.family(seat))
+        return seat.known_environment
 
     def load(self, names: Iterator[str] | list[str], loaded: Any, listener: Listener) -> None:
         """Starts loading those that nobody has asked for yet, and returns."""
@@ -147,15 +157,22 @@ class Roster:
 
     def _load(self, seat: Seat, loaded: Any, listener: Listener) -> None:
         try:
-            seat.model = self.client.load(seat.family, **seat.arguments())
+            with cancellable(self._stopped):
+                seat.model = self.client.load(seat.family, **seat.arguments())
+        except KeyboardInterrupt:
+            seat.error = Cancelled("the run was stopped")
         except OrchestratorError as error:
             seat.error = error
         except Exception as error:  # a fault of ours must end the run, not one thread
             seat.error = WorkflowError(f"loading {seat.name!r} failed: {type(error).__name__}: {error}")
         seat.seconds = time.monotonic() - seat.started
-        if seat.error is not None:
-            listener(Event("load", seat.name, "failed", finished=True))
+        if seat.error is not None and not isinstance(seat.error, Cancelled):
+            listener(News("load", seat.name, "failed", finished=True))
         loaded(seat)
+
+    def stop(self) -> None:
+        """Ends what models under way are being made of: builds of environments, downloads of packages."""
+        cancel(self._stopped)
 
     def unload(self) -> None:
         """Ends the workers of this run."""

@@ -85,8 +85,8 @@ def describe_input(value: Any) -> Any:
     return plain(value)
 
 
-def describe_seat(roster: Roster, seat: Seat) -> dict[str, Any]:
-    """A model as JSON: what was asked for and what it became."""
+def describe_seat(roster: Roster, seat: Seat, *, look: bool) -> dict[str, Any]:
+    """A model as JSON: what was asked for and what it became; `look` for its environment, where it is not known."""
     spec = seat.spec
     found: dict[str, Any] = {
         "family": seat.family,
@@ -102,7 +102,7 @@ def describe_seat(roster: Roster, seat: Seat) -> dict[str, Any]:
     }
     if seat.error is not None:
         found["error"] = seat.error.message
-    environment = _environment_of(roster, seat)
+    environment = _environment_of(roster, seat, look=look)
     if environment is not None:
         found["environment"] = _environment(environment)
     with contextlib.suppress(OrchestratorError, Unstorable, OSError):
@@ -114,14 +114,14 @@ def describe_seat(roster: Roster, seat: Seat) -> dict[str, Any]:
     return found
 
 
-def keep_locks(folder: Path, roster: Roster) -> None:
+def keep_locks(folder: Path, roster: Roster, *, look: bool) -> None:
     """Puts the lock of every environment into the run's folder: each package with its version and hashes.
 
     Raises:
         OSError: the folder cannot be written.
     """
     for seat in roster.seats.values():
-        environment = _environment_of(roster, seat)
+        environment = _environment_of(roster, seat, look=look)
         lock = None if environment is None else Path(environment.path) / LOCK
         kept = lock_of(folder, getattr(environment, "id", ""))
         if lock is not None and lock.is_file() and not kept.exists():
@@ -134,8 +134,10 @@ def lock_of(folder: Path, environment_id: str) -> Path:
     return folder / "locks" / f"{environment_id}.lock"
 
 
-def _environment_of(roster: Roster, seat: Seat) -> Any:
+def _environment_of(roster: Roster, seat: Seat, *, look: bool) -> Any:
     """A model's environment, also where it was not loaded because all its results were cached; None: not built."""
+    if not look:
+        return seat.known_environment
     try:
         return roster.environment(seat)
     except OrchestratorError:

@@ -252,6 +252,7 @@ class Execution:
             self.engine.run()
             self.state = "finished"
         except BaseException as error:
+            self.roster.stop()
             failure = self._of_the_folder(error) if isinstance(error, OSError) else error
             self.state = "failed" if isinstance(error, Exception) else "interrupted"
             self.error: str = str(getattr(failure, "message", failure) or type(failure).__name__)
@@ -276,9 +277,14 @@ class Execution:
         with contextlib.ExitStack() as stack:
             stack.callback(lambda: self._report(self.record))
             stack.callback(self._write)
-            stack.callback(lambda: keep_locks(self.folder, self.roster))
+            stack.callback(lambda: keep_locks(self.folder, self.roster, look=self.look))
             self.results.close()
         return self.record
+
+    @property
+    def look(self) -> bool:
+        """Whether environments may be looked for: whoever pressed Ctrl-C does not wait for uv."""
+        return self.state != "interrupted"
 
     def _of_the_folder(self, error: OSError) -> WorkflowError:
         """Only the run's folder is written here: the disk is full, or the folder is gone."""
@@ -313,7 +319,9 @@ class Execution:
                 for step in self.workflow.file.steps
                 if step.id in self.results.steps
             },
-            "models": {name: describe_seat(roster, seat) for name, seat in roster.seats.items()},
+            "models": {
+                name: describe_seat(roster, seat, look=self.look) for name, seat in roster.seats.items()
+            },
             "inputs": {name: describe_input(value) for name, value in self.inputs.items()},
             "errors": self.results.errors,
             "host": {

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from conditions import gone, until
 
-from orchestrator.environments.commands import cancel, cancellable, run_command
+from orchestrator.environments.commands import cancel, cancellable, parallel, run_command
+from orchestrator.waiting import result_of
 
 SLEEPER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"
 
@@ -86,6 +87,26 @@ def test_cancelling_reaches_other_threads(run, alive):
     cancel(stop)
     thread.join(60)
     assert len(ended) == 2  # what was running, and what was about to start
+    until(lambda: not alive())
+
+
+def test_cancelling_reaches_what_the_threads_of_a_thread_run(run, alive):
+    stop = threading.Event()
+    ended = []
+
+    def work():
+        try:
+            with cancellable(stop), parallel(1) as submit:
+                result_of(submit(run, SLEEPER))
+        except KeyboardInterrupt:
+            ended.append(time.monotonic())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until(alive)
+    cancel(stop)
+    thread.join(60)
+    assert ended
     until(lambda: not alive())
 
 

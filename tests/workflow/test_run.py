@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import sys
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from fake_models import FakeModels
 
+from orchestrator.environments.commands import check_cancelled
 from orchestrator.errors import ConfigError, InstallError, WorkflowError
 from orchestrator.events import Event
 from orchestrator.workflow import Run, Workflow
@@ -434,8 +436,6 @@ def test_an_interrupt_cancels_and_keeps_the_finished_items(here: Path) -> None:
         def __call__(self, event: Event) -> None:
             if started.is_set():
                 started.clear()
-                import _thread
-
                 _thread.interrupt_main()
 
     with pytest.raises(KeyboardInterrupt):  # the long stream would take longer than a test may
@@ -665,3 +665,33 @@ def test_a_file_that_is_not_text_is_told_so(here: Path) -> None:
             'inputs: {x: {type: file, default: x.bin}}\nsteps: [{id: a, call: collect, with: {values: "${x.text}"}}]',
             {},
         )
+
+
+def test_an_interrupt_ends_the_loading_of_models_and_looks_for_nothing_any_more(here: Path) -> None:
+    ended, looked = threading.Event(), 0
+
+    class Building(FakeModels):
+        def load(self, family: str, *, name: str, **arguments: Any) -> Any:
+            self.environments.find = look
+            _thread.interrupt_main()
+            try:
+                while not ended.wait(0.01):
+                    check_cancelled()
+            finally:
+                ended.set()
+
+    def look(_: Any) -> None:
+        nonlocal looked
+        looked += 1
+
+    models = Building(python={})
+    models.environments.find = lambda _: None
+    text = "version: 1\nname: w\nmodels: {m: {family: python}}\nsteps: [{id: a, model: m, call: f}]"
+    with pytest.raises(KeyboardInterrupt):
+        Workflow.parse(text).run(models, out="out")
+    try:
+        assert ended.wait(60)
+    finally:
+        ended.set()
+    assert looked == 0
+    assert json.loads(Path("out/run.json").read_text())["state"] == "interrupted"
