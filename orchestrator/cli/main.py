@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import logging
 import os
 import select
@@ -143,6 +144,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _terminate)
+    _mend_streams()
     try:
         # Without standalone mode click returns the code of `Exit` instead of raising it.
         result = cli.main(standalone_mode=False)
@@ -160,6 +162,18 @@ def main() -> None:
     sys.exit(code)
 
 
+def _mend_streams() -> None:
+    """Standard streams that the caller closed become /dev/null, before a socket gets their number; characters that an
+    encoding does not have are escaped."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+        elif number and isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _reader_is_gone(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, 0)
@@ -172,6 +186,9 @@ def _failure(error: Exception) -> int:
     if isinstance(error, OrchestratorError):
         click.echo(f"error: {error}", err=True)
         return error.exit_code
+    if isinstance(error, FileNotFoundError) and _current_folder_is_gone():
+        click.echo("error: the current folder has been removed; change to one that exists", err=True)
+        return 2
     if isinstance(error, OSError):
         click.echo(f"error: {error}", err=True)
         return 1
@@ -180,6 +197,14 @@ def _failure(error: Exception) -> int:
         "hint: this is a fault of the orchestrator; 'orchestrator -vv …' shows where it happened", err=True
     )
     return 1
+
+
+def _current_folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _terminate(signum: int, _: object) -> None:

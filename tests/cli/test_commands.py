@@ -255,6 +255,32 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(arguments: list[s
     assert words in done.stderr
 
 
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    line = line.replace("orchestrator", f"'{sys.executable}' -m orchestrator")
+    return subprocess.run(
+        ["sh", "-c", line], capture_output=True, check=False, timeout=120, env={**os.environ, **environment}
+    )
+
+
+def test_characters_that_the_encoding_has_not_are_escaped(model: Path) -> None:
+    done = shell(f"orchestrator -q call {model}:double '\u2713'", PYTHONIOENCODING="latin-1")
+    assert (done.returncode, done.stdout) == (0, b"\\u2713\\u2713\n"), done.stderr
+
+
+def test_closed_standard_streams_do_no_harm(model: Path) -> None:
+    done = shell(f"orchestrator call {model}:double 21 2>&- <&-")
+    assert (done.returncode, done.stdout) == (0, b"42\n")
+    assert shell("orchestrator family list >&-").returncode == 0
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = shell(f"cd {tmp_path}/gone && rmdir ../gone && orchestrator ps")
+    assert (done.returncode, done.stderr.decode()) == (
+        2, "error: the current folder has been removed; change to one that exists\n"
+    )  # fmt: skip
+
+
 @pytest.fixture
 def served(model: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
