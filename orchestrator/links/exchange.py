@@ -143,16 +143,20 @@ class Exchange:
 
     def abandon(self, ident: int, answer: Answer) -> None:
         """Nobody waits for this any more: what still comes is dropped, and the worker is told."""
-        self._pending.pop(ident, None)
         if answer.message is None and answer.failure is None:
             self.give_up(ident)
+        else:
+            self._pending.pop(ident, None)
 
     def give_up(self, ident: int) -> None:
         """Cancels in the worker, whether it is waiting there or running."""
-        self._pending.pop(ident, None)
         self._futures.pop(ident, None)
-        if self.alive and not self.process.forked:
-            self._abandoned[ident] = _monotonic()
+        # Before it is taken out of `_pending`: who takes in its answer at this moment looks here after that.
+        self._abandoned[ident] = _monotonic()
+        unanswered = self._pending.pop(ident, None) is not None
+        if not (unanswered and self.alive) or self.process.forked:
+            self._abandoned.pop(ident, None)
+        else:
             self.channel.post(self._post.signal(m.CANCEL, ident))
             self.background.ring()
 
@@ -207,15 +211,14 @@ class Exchange:
         kind = message.kind
         if kind not in _ANSWERS:
             return  # PONG and RELEASE say nothing more
-        if kind in _FINAL:
-            self._abandoned.pop(message.ident, None)
         answer = self._pending.get(message.ident)
         if answer is None:
             if kind == m.ERROR and message.ident == 0:
-                self._garbled(message)
-            return  # late, or a duplicate: its lease goes back by itself
-        if answer.take(message):
+                self._garbled(message)  # else it is late, or a duplicate: its lease goes back by itself
+        elif answer.take(message):
             self._pending.pop(message.ident, None)
+        if kind in _FINAL:
+            self._abandoned.pop(message.ident, None)
 
     def _garbled(self, what: DecodingError | m.Message) -> None:
         """A message that belongs to no call: whose answer it should have been nobody knows, so all fail."""

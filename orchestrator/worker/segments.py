@@ -84,7 +84,7 @@ class SegmentPool:
         self._peer = peer if available() else None
         self._keep = keep
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a stream that is garbage sends a message wherever it is collected
         self._free: Dict[int, List[Segment]] = {}
         self._lent: Dict[int, Segment] = {}
         self._lent_on: Dict[int, Tuple[int, Any]] = {}

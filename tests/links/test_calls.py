@@ -21,6 +21,8 @@ from orchestrator.errors import (
 )
 from orchestrator.events import Event
 from orchestrator.links import WorkerLink
+from orchestrator.links.pending import Answer
+from orchestrator.worker import messages as m
 
 
 @pytest.fixture
@@ -332,3 +334,31 @@ def test_interrupt_ends_the_running_method_only(toy, gate):
         future.result(60)
     assert caught.value.remote_type == "KeyboardInterrupt"
     assert toy.link.call("echo", [1]) == 1
+
+
+@pytest.mark.parametrize("moment", ["get", "pop"])
+def test_an_answer_that_comes_while_its_call_is_given_up_does_not_count_as_an_overrun(toy, moment):
+    """The worker is done with the call: waiting for it to follow the cancel would end in its being killed."""
+    link, ident = toy.link, 1 << 40
+    meanwhile = [lambda: link.give_up(ident) if moment == "get" else link._receive(answer)]
+
+    class Pending(dict):
+        def get(self, key, default=None):
+            if moment == "get" and meanwhile:
+                meanwhile.pop()()
+            return super().get(key, default)
+
+        def pop(self, key, default=None):
+            if moment == "pop" and meanwhile:
+                meanwhile.pop()()
+            return super().pop(key, default)
+
+    answer = link._post.compose(m.RESULT, ident, 1)
+    link._pending = Pending({ident: Answer()})
+    if moment == "get":
+        link._receive(answer)
+    else:
+        link.give_up(ident)
+    assert not meanwhile
+    assert link.overrun() == 0.0
+    assert link.call("echo", [2]) == 2

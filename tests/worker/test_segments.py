@@ -10,9 +10,11 @@ import mmap
 import os
 import socket
 import struct
+import threading
 
 import numpy as np
 import pytest
+from conditions import LONG
 
 from orchestrator.worker import messages as m
 from orchestrator.worker import segments
@@ -307,3 +309,18 @@ def test_mappings_are_shared(ends):
     segment.base[:4] = [1, 2, 3, 4]
     assert views.lease(segment.ident, segment.serial, 4).tolist() == [1, 2, 3, 4]
     assert mmap.PAGESIZE
+
+
+def test_a_message_can_be_sent_wherever_garbage_is_collected(posts):
+    """A stream that is garbage cancels its method; a collection may begin while the pool is looked through."""
+    sender, _ = posts
+    sender.pool._dropped.append(1)
+
+    def collect():
+        with sender.pool._lock:
+            sender.signal(m.CANCEL, 1)
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert not thread.is_alive()
