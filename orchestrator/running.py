@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,9 +58,10 @@ class Presence:
 
     def stop_requests(self) -> list[str]:
         """The names of the deployments that somebody asked to stop; each is told once."""
-        if not self.requests.is_dir():
+        try:
+            asked = list(self.requests.iterdir())
+        except FileNotFoundError:
             return []
-        asked = list(self.requests.iterdir())
         for entry in asked:
             entry.unlink(missing_ok=True)
         return [unquote(entry.name) for entry in asked]
@@ -78,25 +80,19 @@ def running(settings: Settings) -> list[RunningCoordinator]:
             content = json.loads(path.read_text(encoding="utf-8"))
             process = psutil.Process(content["pid"])
             alive = abs(process.create_time() - content["started"]) < 1.0
+            deployments = tuple(content["deployments"])
             command = mask.text(" ".join(process.cmdline()[:8]))
         except (psutil.Error, ValueError, KeyError, TypeError, FileNotFoundError):
             alive = False
         if not alive:
             _remove(path)
             continue
-        found.append(
-            RunningCoordinator(
-                content["pid"], command, tuple(content["deployments"]), path.with_suffix(".stop")
-            )
-        )
+        found.append(RunningCoordinator(content["pid"], command, deployments, path.with_suffix(".stop")))
     return found
 
 
 def _remove(path: Path) -> None:
-    requests = path.with_suffix(".stop")
-    if requests.is_dir():
-        for entry in requests.iterdir():
-            entry.unlink(missing_ok=True)
-        requests.rmdir()
+    """Removes a coordinator's file and its requests; others may be doing the same."""
+    shutil.rmtree(path.with_suffix(".stop"), ignore_errors=True)
     path.with_suffix(".tmp").unlink(missing_ok=True)
     path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
@@ -69,18 +70,39 @@ def exit_code_of(process: subprocess.Popen[str], timeout: float | None = None) -
         subprocess.TimeoutExpired: it has not ended in `timeout` seconds.
     """
     end = None if timeout is None else time.monotonic() + timeout
-    try:
-        watched = os.pidfd_open(process.pid)
-    except ProcessLookupError:  # another thread has waited for it
-        return process.wait()
-    try:
-        poll = select.poll()
-        poll.register(watched, select.POLLIN)
+    with _watched(process.pid) as descriptor:
         while True:
             left = GLANCE if end is None else min(GLANCE, max(end - time.monotonic(), 0.0))
-            if poll.poll(left * 1000):
+            if _ends(process, descriptor, left):
                 return process.wait()
             if timeout is not None and end is not None and time.monotonic() >= end:
                 raise subprocess.TimeoutExpired(process.args, timeout)
+
+
+@contextmanager
+def _watched(pid: int) -> Iterator[int | None]:
+    """A descriptor that can be read when a process has ended.
+
+    None if another thread has waited for it, with a kernel before 5.3, and in containers that forbid the call.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
     finally:
-        os.close(watched)
+        os.close(descriptor)
+
+
+def _ends(process: subprocess.Popen[str], descriptor: int | None, seconds: float) -> bool:
+    if descriptor is not None:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

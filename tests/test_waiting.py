@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -96,7 +97,14 @@ def test_what_a_future_holds() -> None:
     assert set(as_they_end([future, failed])) == {future, failed}
 
 
-def test_how_a_program_ends() -> None:
+@pytest.mark.parametrize("forbidden", [False, True], ids=["", "where pidfd_open is forbidden"])
+def test_how_a_program_ends(forbidden: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if forbidden:
+
+        def refuse(pid: int) -> int:
+            raise PermissionError(errno.EPERM, "as in an old container")
+
+        monkeypatch.setattr("os.pidfd_open", refuse)
     assert exit_code_of(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"], text=True)) == 3
     with sleeper() as process:
         with pytest.raises(subprocess.TimeoutExpired):

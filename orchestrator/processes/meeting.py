@@ -28,23 +28,32 @@ class Meeting:
     """
 
     def __init__(self, transport: Transport) -> None:
+        """Makes it all, or nothing.
+
+        Raises:
+            WorkerStartError: there is no place for the folder, no port, or no descriptor.
+        """
         self.folder = make_folder()
         self.segments: socket.socket | None = None
         self._theirs: socket.socket | None = None
         self.keys: Keys | None = None
         self.listener: socket.socket | None = None
         self.address = f"ipc://{self.folder}/s"
-        if transport == "ipc":
-            self.segments, self._theirs = segments.pair()
-            return
         try:
-            self.listener = socket.create_server(("127.0.0.1", 0), backlog=4)
-            self.address = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
-            self.keys, its_keys = fresh_keys()
-            write_keys(self._key_file, its_keys)
+            if transport == "ipc":
+                self.segments, self._theirs = segments.pair()
+            else:
+                self._listen()
         except OSError as error:
             self.close()
-            raise WorkerStartError(f"a worker cannot be met on 127.0.0.1: {error.strerror}") from None
+            where = self.folder if transport == "ipc" else "127.0.0.1"
+            raise WorkerStartError(f"a worker cannot be met at {where}: {error.strerror}") from None
+
+    def _listen(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=4)
+        self.address = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.keys, its_keys = fresh_keys()
+        write_keys(self._key_file, its_keys)
 
     @property
     def inherited(self) -> tuple[int, ...]:

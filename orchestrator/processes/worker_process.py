@@ -56,7 +56,11 @@ class WorkerProcess:
         self.log_path = log_path
         self.pid = 0
         self.meeting = Meeting(transport)
-        self._lifeline, self._their_lifeline = socket.socketpair()
+        try:
+            self._lifeline, self._their_lifeline = socket.socketpair()
+        except OSError as error:
+            self.meeting.close()
+            raise WorkerStartError(f"worker {name} cannot be started: {error.strerror}") from None
         self._said = b""  # what came through the lifeline after the worker's process id
         self._mark = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._ended = threading.Event()

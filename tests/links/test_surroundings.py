@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
+import socket
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +14,7 @@ import pytest
 
 from orchestrator.errors import WorkerStartError
 from orchestrator.logs import KEEP, last_lines, new_log
+from orchestrator.processes import WorkerProcess
 from orchestrator.processes import folder as folders
 from orchestrator.processes.deaths import oom_kills
 from orchestrator.processes.variables import worker_variables
@@ -158,3 +162,21 @@ def test_last_lines(tmp_path):
 
 def test_oom_kills_are_counted_somewhere():
     assert oom_kills() >= 0
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_worker_for_which_there_are_no_descriptors_leaves_nothing(tmp_path, monkeypatch, nth):
+    run = tmp_path / "run"
+    run.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run))
+    pair, numbers = socket.socketpair, itertools.count(1)
+
+    def refuse(*arguments):
+        if next(numbers) == nth:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return pair(*arguments)
+
+    monkeypatch.setattr("socket.socketpair", refuse)
+    with pytest.raises(WorkerStartError, match="Too many open files"):
+        WorkerProcess(SimpleNamespace(), "toy", tmp_path / "log")
+    assert list(run.iterdir()) == []
