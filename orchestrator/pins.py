@@ -30,7 +30,9 @@ class Suggestion:
     """What to run a checkpoint in.
 
     `family` is a family's name, or None when only requirements are known; `requirements` go into `--with`; `why` is in
-    words, one reason a line; `source` says where it was learned; `notes` are warnings about this folder.
+    words, one reason a line; `source` says where it was learned; `notes` are warnings about this folder. `environment`
+    is what the family's environment holds with these requirements; `own_code` says that the family is to run code that
+    the folder brings.
     """
 
     checkpoint: str
@@ -40,6 +42,8 @@ class Suggestion:
     source: str
     model_type: str | None = None
     notes: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    own_code: bool = False
 
     @property
     def label(self) -> str:
@@ -103,8 +107,9 @@ def suggest(checkpoint: Path | str, catalog: Catalog) -> Suggestion:
     pin = next(_pins(evidence, catalog), None)
     if match := _family(evidence, catalog):
         name, why, source, generic = match
-        overlay, more = _overlay(evidence, catalog.get(name), pin if generic or not evidence.config else None)
-        warnings = _warnings(evidence, catalog.get(name), overlay)
+        family = catalog.get(name)
+        overlay, more = _overlay(evidence, family, pin if generic or not evidence.config else None)
+        warnings = _warnings(evidence, family, overlay)
         return Suggestion(
             str(checkpoint),
             name,
@@ -113,6 +118,8 @@ def suggest(checkpoint: Path | str, catalog: Catalog) -> Suggestion:
             source,
             evidence.model_type,
             (*_notes(evidence), *warnings),
+            catalog.get(name, overlay).direct,
+            family.trust_remote_code and "auto_map" in evidence.config,
         )
     if pin is not None:
         why = f"{pin['group']}: known to work with {', '.join(pin['requirements'])}"

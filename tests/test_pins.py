@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_reranker_is_known_by_its_folder_s_name(catalog: Catalog, tmp_path: Pa
 def test_a_tiny_checkpoint_is_made_and_read() -> None:
     run = CliRunner().invoke(command, ["tiny:gte-qwen2"], catch_exceptions=False)
     assert run.stdout.startswith("family        text-embedding\n")
-    assert run.stdout.rstrip().endswith("--checkpoint tiny:gte-qwen2")
+    assert run.stdout.rstrip().endswith("--checkpoint tiny:gte-qwen2 --trust-remote-code")
     with pytest.raises(CheckpointError, match="there is no tiny checkpoint 'gte-qwen3'"):
         CliRunner().invoke(command, ["tiny:gte-qwen3"], catch_exceptions=False)
 
@@ -212,5 +213,6 @@ def test_the_command() -> None:
     run = CliRunner().invoke(command, ["YanweiLi/MGM-2B"])
     assert run.exit_code == 0
     assert "family        minigemini-2b" in run.stdout
+    assert re.search(r"environment   .*transformers==4\.39\.3", run.stdout)
     as_json = CliRunner().invoke(command, ["--json", "liuhaotian/llava-v1.5-7b"])
     assert json.loads(as_json.stdout)["requirements"] == ["transformers==4.37.0"]

@@ -55,7 +55,9 @@ def _lines(found: Suggestion) -> list[str]:
     lines = [f"family        {found.family or 'none of the families here'}"]
     if found.model_type:
         lines.append(f"model type    {found.model_type}")
-    if found.requirements:
+    if found.environment:
+        lines.append(f"environment   {', '.join(found.environment)}")
+    elif found.requirements:
         lines.append(f"requirements  {' '.join(found.requirements)}")
     lines += [f"why           {reason}" for reason in found.why]
     lines.append(f"learned from  {found.source}")
@@ -69,4 +71,5 @@ def _use(found: Suggestion) -> str:
     overlay = "".join(f" --with '{requirement}'" for requirement in found.requirements)
     if found.family is None:
         return f"orchestrator call ./your_model.py:Class.method{overlay} …"
-    return f"orchestrator call {found.family} METHOD --checkpoint {found.checkpoint}{overlay}"
+    trust = " --trust-remote-code" if found.own_code else ""
+    return f"orchestrator call {found.family} METHOD --checkpoint {found.checkpoint}{overlay}{trust}"
