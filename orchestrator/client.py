@@ -105,7 +105,9 @@ class Model:
     def stream(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Iterator[Any]:
         """Yields what a generator method yields; closing the iterator cancels the rest.
 
-        For a method `m` that returns everything at once, its streaming twin `m_stream` is called.
+        For a method `m` that returns everything at once, its streaming twin `m_stream` is called. The worker is at most
+        16 pieces ahead of the reader and runs no other call meanwhile: one made by the loop that reads, to the same
+        worker, would wait for itself. Read to the end first, close the iterator, or load with `replicas=2`.
         """
         self._coordinator.check_usable()
         if self.methods.get(method) != "stream" and f"{method}_stream" in self.methods:

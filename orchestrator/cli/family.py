@@ -69,10 +69,9 @@ def show(console: Console, name: str, with_: Sequence[str]) -> None:
     """Show what a family declares, and whether it is locked and installed."""
     family = Catalog.default(console.settings).get(name, with_)
     installed = EnvironmentStore(console.settings).find(family)
-    stale = None if family.is_variant else is_stale(family)
     record = {
         **_record(family),
-        "lock": stale or "up to date",
+        "lock": _lock(family),
         "environment": installed.id if installed else None,
     }
     if console.json_output:
@@ -109,6 +108,12 @@ def check(console: Console, names: Sequence[str], with_: Sequence[str], everythi
     else:
         console.table(COLUMNS, [cells(result) for result in results])
     raise click.exceptions.Exit(0 if all(result["ok"] for result in results) else 1)
+
+
+def _lock(family: Family) -> str:
+    if family.is_variant or family.name != family.folder.name:  # or a file of the user's
+        return "its own, in the store: `env ensure` makes it"
+    return is_stale(family) or "up to date"
 
 
 def _record(family: Family) -> dict[str, Any]:

@@ -50,7 +50,10 @@ def test_the_way_of_a_user(cli, machine, mine):
     assert "model" in cli("env", "show", "mine").stdout
     assert "mine: ok" in cli("env", "verify", listed["id"][:5]).stdout
     assert cli("env", "repair", "mine").stdout.strip() == listed["id"]
-    assert json.loads(cli("family", "show", "mine", "--json").stdout)["environment"] == listed["id"]
+    shown = json.loads(cli("family", "show", "mine", "--json").stdout)
+    assert (shown["environment"], shown["lock"]) == (listed["id"], "up to date")
+    variant = json.loads(cli("family", "show", "mine", "--with", "model==2", "--json").stdout)
+    assert "its own" in variant["lock"]
     pruned = json.loads(cli("env", "prune", "--older-than", "0s", "--dry-run", "--json").stdout)
     assert pruned["candidates"][0]["environment"]["id"] == listed["id"]
     assert cli("-q", "env", "list").stdout.strip() == listed["id"]
