@@ -7,7 +7,6 @@ what it has). Only what is not there is asked of the library, which lives in the
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from orchestrator.checkpoints.documents import read_object
 from orchestrator.checkpoints.locate import is_model_folder
 from orchestrator.checkpoints.spec import Spec
 from orchestrator.errors import CheckpointError
@@ -138,7 +138,10 @@ def _cached_huggingface(folder: Path, revision: str | None) -> Snapshot | None:
 def looks_whole(folder: Path) -> bool:
     """Whether a snapshot has its weights: hubs fill the folder file by file, and a fetch may have been cut short."""
     for index in (*folder.glob("*.safetensors.index.json"), *folder.glob("*.bin.index.json")):
-        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        try:
+            shards = set(read_object(index)["weight_map"].values())
+        except (CheckpointError, KeyError, AttributeError):  # the index itself was cut short
+            return False
         return all((folder / shard).exists() for shard in shards)
     if (folder / "config.json").is_file() or (folder / "modules.json").is_file():
         return is_model_folder(folder)

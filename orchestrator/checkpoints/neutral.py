@@ -14,9 +14,10 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from orchestrator.checkpoints.documents import Json, read_object
+
 __all__ = ["copy_folder", "neutral_config", "neutral_tokenizer", "neutral_tokenizer_config", "neutralise"]
 
-Json = dict[str, Any]
 OLD_SCALINGS = ("linear", "dynamic")
 """The scalings that transformers 4.36 knows; it refuses any further key beside `type` and `factor`."""
 LOAD_TIME = ("backend", "is_local", "local_files_only")
@@ -27,11 +28,14 @@ def neutralise(folder: Path) -> list[str]:
     """Rewrites the metadata of a model folder in place; returns what was changed, in words. Repeating changes nothing.
 
     Files are replaced, never written through, so that hard links elsewhere keep their content.
+
+    Raises:
+        CheckpointError: one of the files is not JSON.
     """
-    config = _read(folder / "config.json")
-    tokenizer = _read(folder / "tokenizer.json")
+    config = read_object(folder / "config.json")
+    tokenizer = read_object(folder / "tokenizer.json")
     template = folder / "chat_template.jinja"
-    settings = _read(folder / "tokenizer_config.json")
+    settings = read_object(folder / "tokenizer_config.json")
     if settings and template.is_file():
         settings.setdefault("chat_template", template.read_text("utf-8"))
     rewritten = {
@@ -41,7 +45,7 @@ def neutralise(folder: Path) -> list[str]:
     }
     changes: list[str] = []
     for name, after in rewritten.items():
-        before = _read(folder / name)
+        before = read_object(folder / name)
         if before and before != after:
             changed = sorted(k for k in {*before, *after} if before.get(k, ...) != after.get(k, ...))
             changes.append(f"{name}: {', '.join(changed)}")
@@ -163,10 +167,6 @@ def _writer(config: Json) -> Version:
         return Version(str(config.get("transformers_version", "4")))
     except InvalidVersion:
         return Version("4")
-
-
-def _read(path: Path) -> Json:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def _replace(path: Path, value: Json, *, compact: bool) -> None:

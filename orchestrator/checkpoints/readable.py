@@ -6,7 +6,6 @@ know, often in silence, and answer differently. The table below is data: one ent
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
+from orchestrator.checkpoints.documents import Json, read_object
 from orchestrator.errors import CheckpointError
 
 __all__ = ["TRAPS", "Metadata", "Problem", "Trap", "check_readable"]
 
-Json = dict[str, Any]
 IMPORT = "orchestrator checkpoint import {path} DEST"
 NEWER = "an environment with a newer version: --with '{package}{cure}'"
 
@@ -105,21 +104,11 @@ def check_readable(checkpoint_path: Path | str, versions: Mapping[str, str]) -> 
 
 def _read(folder: Path) -> Metadata:
     return Metadata(
-        config=_json(folder / "config.json"),
-        tokenizer_config=_json(folder / "tokenizer_config.json"),
-        tokenizer=_json(folder / "tokenizer.json"),
+        config=read_object(folder / "config.json"),
+        tokenizer_config=read_object(folder / "tokenizer_config.json"),
+        tokenizer=read_object(folder / "tokenizer.json"),
         chat_template=(folder / "chat_template.jinja").is_file(),
     )
-
-
-def _json(path: Path) -> Json:
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", hint="fetch the checkpoint again") from None
-    return value if isinstance(value, dict) else {}
 
 
 def _cure(versions: str) -> str:

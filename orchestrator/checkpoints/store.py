@@ -157,6 +157,8 @@ def _copy_to(source: Path, destination: Path, listener: Listener) -> list[str]:
         if destination.is_dir():
             destination.rmdir()
         os.rename(part, destination)
+    except CheckpointError as error:  # it names the copy, which goes
+        raise CheckpointError(error.message.replace(str(part), str(source)), hint=error.hint) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
     listener(Event("checkpoint", str(source), f"imported as {destination}", finished=True))

@@ -118,8 +118,7 @@ def _parts(folder: Path) -> list[Path]:
         index = read_json(folder / "model_index.json")
         names = [k for k, v in index.items() if isinstance(v, list) and not k.startswith("_")]
     elif (folder / "modules.json").is_file():
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        names = [str(m.get("path", "")) for m in modules if isinstance(m, dict)]
+        names = [str(m.get("path", "")) for m in _load(folder / "modules.json") if isinstance(m, dict)]
     return [folder / name for name in names if name and (folder / name).is_dir()]
 
 
@@ -128,7 +127,7 @@ def _folder_files(folder: Path) -> Iterable[Path]:
         for suffix in suffixes:
             index = folder / f"{stem}{suffix}.index.json"
             if index.is_file():
-                names = sorted(set(read_json(index).get("weight_map", {}).values()))
+                names = _shards(index)
                 missing = [name for name in names if not (folder / name).is_file()]
                 if missing:
                     raise CheckpointError(f"{index} names files that are not there: {', '.join(missing[:3])}")
@@ -140,6 +139,22 @@ def _folder_files(folder: Path) -> Iterable[Path]:
         if files:
             return files
     return []
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names."""
+    found = _load(index)
+    shards = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(shards, dict):
+        raise CheckpointError(f"{index} has no weight_map", hint="fetch the checkpoint again")
+    return sorted({str(name) for name in shards.values()})
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}", hint="fetch the checkpoint again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

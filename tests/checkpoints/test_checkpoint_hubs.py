@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -39,6 +40,16 @@ def test_a_cached_snapshot_needs_neither_library_nor_network(
     assert found.path.resolve() == cached / "snapshots" / COMMIT
     assert found.pinned == ("@" in spec)
     assert bool(found.notes) == ("@" not in spec)
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": []}'])
+def test_a_snapshot_whose_index_was_cut_short_is_not_taken_for_whole(
+    checkpoints: CheckpointStore, cached: Path, index: str
+) -> None:
+    (cached / "snapshots" / COMMIT / "model.safetensors.index.json").write_text(index)
+    checkpoints.settings = replace(checkpoints.settings, offline=True)
+    with pytest.raises(CheckpointError, match="is not in the cache"):
+        checkpoints.resolve("hf:org/na.me")
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,17 @@ def test_a_folder_is_imported_neutral_and_the_source_stays(
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["dest"]
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_folder_with_a_damaged_file_is_not_imported(
+    checkpoints: CheckpointStore, tmp_path: Path, name: str
+) -> None:
+    make("llama", tmp_path / "plain")
+    (tmp_path / "plain" / name).write_text("{")
+    with pytest.raises(CheckpointError, match=f"plain/{name} cannot be read"):
+        checkpoints.import_folder(tmp_path / "plain", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
 def test_a_gguf_is_imported_to_where_the_user_says(converting: CheckpointStore, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_text("numbers")
     (tmp_path / "dest").mkdir()

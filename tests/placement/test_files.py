@@ -49,6 +49,20 @@ def test_a_damaged_header_names_its_file(tmp_path, damage):
         tensors_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("modules.json", "{", "modules.json cannot be read"),
+        ("model.safetensors.index.json", '{"weight_map": ["a"]}', "index.json has no weight_map"),
+        ("pytorch_model.bin.index.json", '{"weight_map": ', "index.json cannot be read"),
+    ],
+)
+def test_a_damaged_list_of_files_is_named(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match=words):
+        tensors_of(tmp_path)
+
+
 def test_nothing_there(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         tensors_of(tmp_path / "missing")
