@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import dataclasses
 import gc
 import itertools
-import json
 import os
 import random
 import signal
@@ -29,7 +27,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -38,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from machine import describe
+from soak_account import Tally, adopt, close_account, present, show
 
 from orchestrator import Model, Orchestrator
 from orchestrator.errors import OrchestratorError
@@ -63,30 +60,6 @@ with Orchestrator() as orc:
         model.echo(b"x" * 100_000)
 """
 NEXT = "from orchestrator.processes.folder import make_folder, remove_folder; remove_folder(make_folder())"
-
-
-@dataclasses.dataclass
-class Tally:
-    """What became of the calls. Threads write it under its lock."""
-
-    calls: Counter[str] = dataclasses.field(default_factory=Counter)
-    answers: Counter[str] = dataclasses.field(default_factory=Counter)
-    errors: Counter[str] = dataclasses.field(default_factory=Counter)
-    faults: Counter[str] = dataclasses.field(default_factory=Counter)
-    lost: list[str] = dataclasses.field(default_factory=list)
-    doubled: list[int] = dataclasses.field(default_factory=list)
-    leaked: dict[str, Any] = dataclasses.field(default_factory=dict)
-    repeatable: set[int] = dataclasses.field(default_factory=set)
-    answered: set[int] = dataclasses.field(default_factory=set)
-    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-    def add(self, counter: Counter[str], name: str) -> None:
-        with self.lock:
-            counter[name] += 1
-
-    @property
-    def clean(self) -> bool:
-        return not (self.lost or self.doubled or any(self.leaked.values()))
 
 
 class Soak:
@@ -243,7 +216,8 @@ class Soak:
     def breakers(self, rng: random.Random) -> None:
         time.sleep(0.3 + rng.random() * 1.5)
         deployment = self.models[rng.choice(list(self.models))]._deployment
-        pids = [replica.process.pid for replica in deployment.replicas if replica.process is not None]
+        processes = [replica.process for replica in deployment.replicas]
+        pids = [process.pid for process in processes if process is not None]
         if not pids:
             return
         fault = rng.choice(
@@ -295,82 +269,6 @@ class Soak:
         self.tally.add(self.tally.faults, "a client's end")
         self.over.wait(2)
 
-    # -- the account -----------------------------------------------------------------------------------------------------
-
-    def account(self, before: dict[str, Any]) -> None:
-        """Compares calls with effects, and what there is now with what there was."""
-        effects = Counter(int(line) for line in self.effects.read_text().split() if line.isdigit())
-        tally = self.tally
-        tally.doubled = [n for n, times in effects.items() if times > 1 and n not in tally.repeatable]
-        end = time.monotonic() + 15
-        while any((leaked := left_behind(before, self.work)).values()) and time.monotonic() < end:
-            gc.collect()
-            time.sleep(0.2)
-        tally.leaked = leaked
-
-
-def present(work: Path) -> dict[str, Any]:
-    """What this process and its descendants hold now."""
-    me = psutil.Process()
-    return {
-        "processes": [said for child in me.children(recursive=True) if (said := described(child))],
-        "threads": threading.active_count(),
-        "descriptors": me.num_fds(),
-        "segments": segments(),
-        "folders": sorted(path.name for path in (work / "run").iterdir()),
-        "locks": sum(f" {os.getpid()} " in line for line in Path("/proc/locks").read_text().splitlines()),
-        "ledger": places(),
-    }
-
-
-def described(process: psutil.Process) -> str:
-    """What a process is; nothing if it is gone."""
-    with contextlib.suppress(psutil.Error):
-        return f"{process.pid} {process.status()} {' '.join(process.cmdline())[:300] or process.name()}"
-    return ""
-
-
-def segments() -> int:
-    """Shared segments that this process holds open or has mapped."""
-    mapped = Path("/proc/self/maps").read_text().count("memfd:orchestrator")
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            mapped += "memfd:orchestrator" in os.readlink(entry)
-    return mapped
-
-
-def places() -> int:
-    """Places that this process has in the ledger."""
-    with contextlib.suppress(OSError, ValueError):
-        entries = json.loads((load_settings().home / "ledger.json").read_text())
-        return sum(entry.get("pid") == os.getpid() for entry in entries if isinstance(entry, dict))
-    return 0
-
-
-def left_behind(before: dict[str, Any], work: Path) -> dict[str, Any]:
-    """What is there now and was not before."""
-    bury()
-    now = present(work)
-    found: dict[str, Any] = {}
-    for name, value in now.items():
-        if isinstance(value, list):
-            found[name] = [entry for entry in value if entry not in before[name]]
-        else:
-            found[name] = max(value - before[name], 0)
-    return found
-
-
-def bury() -> None:
-    """Buries the orphans that came to us: see `adopt`."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-def adopt() -> None:
-    """Makes this process the parent of every orphan below it, so that none is overlooked."""
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -400,34 +298,9 @@ def main() -> None:
         soak.orc = None  # type: ignore[assignment]
         # A client that is killed in the millisecond between a folder and its keeper leaves it to the next client.
         subprocess.run([sys.executable, "-c", NEXT], check=True)
-        soak.account(before)
-    show(arguments, tally)
+        close_account(tally, soak.effects, before, work)
+    show(tally, arguments.seconds, arguments.seed, as_json=arguments.json)
     sys.exit(0 if tally.clean else 1)
-
-
-def show(arguments: argparse.Namespace, tally: Tally) -> None:
-    """The account as a table, or as JSON."""
-    counts = {
-        "calls": tally.calls.total(), "answers": tally.answers.total(), "typed errors": tally.errors.total(),
-        "faults": tally.faults.total(), "lost": len(tally.lost), "doubled": len(tally.doubled),
-    }  # fmt: skip
-    if arguments.json:
-        whole = {**counts, "leaked": tally.leaked, "clean": tally.clean, "seed": arguments.seed}
-        for name in ("calls", "answers", "errors", "faults"):
-            whole[f"{name} by kind"] = dict(sorted(getattr(tally, name).items()))
-        print(json.dumps({**whole, "losses": tally.lost, "doubles": tally.doubled}, indent=2))
-        return
-    print(f"{describe()}\n\n{arguments.seconds:g} seconds, seed {arguments.seed}:\n\n| | |\n|---|---|")
-    for name, count in counts.items():
-        kinds = {"typed errors": tally.errors, "faults": tally.faults, "calls": tally.calls}.get(
-            name, Counter()
-        )
-        detail = ", ".join(f"{kind} {times}" for kind, times in kinds.most_common())
-        print(f"| {name} | {count}{f' ({detail})' if detail else ''} |")
-    for name, value in tally.leaked.items():
-        print(f"| leaked {name} | {value if isinstance(value, int) else len(value)} |")
-    for line in (*tally.lost, *(f"doubled: {number}" for number in tally.doubled)):
-        print(f"- {line}")
 
 
 if __name__ == "__main__":
