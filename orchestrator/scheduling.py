@@ -245,7 +245,7 @@ class Scheduler:
             return
         replica = slot.result()
         link = replica.link
-        if link is None:
+        if link is None or outer.cancelled():
             self._give_back(replica)
             self._again(call, outer)
             return

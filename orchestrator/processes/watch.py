@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import threading
 from collections.abc import Callable
 
 __all__ = ["forget", "watch"]
+
+log = logging.getLogger(__name__)
 
 
 class _Watcher:
@@ -38,7 +41,14 @@ class _Watcher:
                     continue
                 ended = self._watched.pop(fd, None)
                 if ended is not None:
-                    ended()
+                    _safely(ended)
+
+
+def _safely(ended: Callable[[], None]) -> None:
+    try:
+        ended()
+    except Exception:  # the ends of all other workers are to be seen
+        log.exception("the end of a worker could not be dealt with")
 
 
 _watchers: list[_Watcher] = []  # at most one, made when first needed

@@ -175,6 +175,32 @@ def test_cancelling_a_running_call_reaches_the_worker() -> None:
     assert link.pending[0][2].cancelled()
 
 
+def test_a_call_that_is_cancelled_while_it_gets_its_slot_is_not_sent() -> None:
+    link = FakeLink()
+
+    class Cancelling(FakeReplica):
+        @property
+        def link(self) -> FakeLink | None:
+            if futures:
+                futures[0].cancel()
+                return link
+            return None
+
+        @link.setter
+        def link(self, _: FakeLink | None) -> None: ...
+
+    futures: list[Future[Any]] = []
+    one = scheduler(Cancelling(None))
+    future = one.submit(Call("m"))
+    with one.lock:
+        slot = one.waiting.popleft()[0]
+        one.replicas[0].in_flight += 1
+    futures.append(future)
+    slot.set_result(one.replicas[0])
+    assert future.cancelled()
+    assert (link.pending, one.replicas[0].in_flight) == ([], 0)
+
+
 def test_waiting_for_futures_sees_those_that_were_cancelled() -> None:
     one = scheduler(FakeReplica(None))
     futures = [one.submit(Call("m")) for _ in range(2)]

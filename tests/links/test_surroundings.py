@@ -7,10 +7,12 @@ import itertools
 import os
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conditions import LONG, until
 
 from orchestrator.errors import WorkerStartError
 from orchestrator.logs import KEEP, last_lines, new_log
@@ -18,6 +20,7 @@ from orchestrator.processes import WorkerProcess
 from orchestrator.processes import folder as folders
 from orchestrator.processes.deaths import oom_kills
 from orchestrator.processes.variables import worker_variables
+from orchestrator.processes.watch import watch
 
 HOST = {
     "PATH": "/bin", "HOME": "/home/x", "LANG": "C.UTF-8", "LC_ALL": "C", "HF_HOME": "/hf", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "t",
@@ -180,3 +183,17 @@ def test_a_worker_for_which_there_are_no_descriptors_leaves_nothing(tmp_path, mo
     with pytest.raises(WorkerStartError, match="Too many open files"):
         WorkerProcess(SimpleNamespace(), "toy", tmp_path / "log")
     assert list(run.iterdir()) == []
+
+
+def test_a_fault_at_the_end_of_one_worker_does_not_hide_the_ends_of_others(caplog):
+    def fault():
+        raise KeyError("a fault of ours")
+
+    seen = threading.Event()
+    for ended in (fault, seen.set):
+        ours, theirs = socket.socketpair()
+        with ours:
+            watch(ours.fileno(), ended)
+            theirs.close()
+            until(lambda: seen.is_set() or "could not be dealt with" in caplog.text)
+    assert seen.wait(LONG)
