@@ -49,9 +49,8 @@ def test_a_distribution_without_its_record(machine, environment):
 
 
 def test_the_probe_finds_what_no_hash_shows(machine, environment):
-    (site_packages(environment.path) / "sitecustomize.py").write_text(
-        "import sys\nsys.modules['model'] = None\n"
-    )
+    hiding = site_packages(environment.path) / "hiding.pth"  # Debian's Python has a sitecustomize of its own
+    hiding.write_text("import sys; sys.modules['model'] = None\n")
     result = machine.store.verify(environment)
     assert not result.faults
     assert "model cannot be imported" in result.probe_error
