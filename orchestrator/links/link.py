@@ -99,7 +99,7 @@ class WorkerLink(Exchange):
         found = self._ask(m.LOAD, order, ("load",), timeout, "loading", "load", listener, subject)
         if not isinstance(found, dict) or not isinstance(found.get("methods"), dict):
             raise ProtocolError(f"worker {self.process.name} sent a load report that cannot be read")
-        return LoadReport(**{**found, "ignored": tuple(found.get("ignored") or ())})
+        return LoadReport(**found)
 
     def call(
         self,

@@ -37,13 +37,11 @@ class LoadReport:
         memory: bytes by device: `model` of parameters and buffers, `used` by the worker, `free`, `total`.
         seconds: of the load, as the worker saw it.
         times: seconds of the start: interpreter, bootstrap, wire, numpy, family (its imports), load (the rest).
-        ignored: options that the family's `__init__` does not take.
     """
 
     methods: Mapping[str, Literal["call", "stream"]]
     report: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     times: Mapping[str, float] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
     devices: Mapping[str, str] = field(default_factory=dict)
     memory: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

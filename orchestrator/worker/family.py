@@ -7,9 +7,12 @@ import inspect
 import os
 import sys
 import types
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Tuple
 
-__all__ = ["call_with_known", "import_family", "methods_of"]
+__all__ = ["call_with_known", "check_options", "import_family", "methods_of"]
+
+OBEYED_ABOVE = ("allow_offload", "trust_remote_code")
+"""Options that mean something whether or not the family asks for them: they are the placement's and the loader's."""
 
 _PREFIX = "_family_"
 
@@ -86,6 +89,27 @@ def call_with_known(function: Callable[..., Any], **arguments: Any) -> Tuple[Any
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     taken = {name: value for name, value in arguments.items() if name in known}
     return function(**taken), [name for name in arguments if name not in known]
+
+
+def check_options(function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Refuses, before anything is loaded, options that `function` does not take: misspelt, they would do nothing.
+
+    Raises:
+        TypeError: names them and what there is.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.name not in ("self", "checkpoint", "placement")]
+    unknown = [name for name in options if name not in known and name not in OBEYED_ABOVE]
+    if unknown:
+        raise TypeError(
+            f"{getattr(function, '__name__', function)} takes no option {', '.join(map(repr, unknown))}; "
+            f"it takes {', '.join(known) or 'none'}"
+        )
 
 
 def methods_of(instance: Any) -> Dict[str, Callable[..., Any]]:

@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from orchestrator.worker import messages as m
 from orchestrator.worker.context import Placement
-from orchestrator.worker.family import call_with_known, import_family, methods_of, streams
+from orchestrator.worker.family import call_with_known, check_options, import_family, methods_of, streams
 from orchestrator.worker.limits import DecodingError
 from orchestrator.worker.memory import release_memory, shortages
 from orchestrator.worker.modules import (
@@ -130,12 +130,12 @@ class Jobs:
         clock.split("numpy")
         family = import_family(self._file, self._class)
         clock.split("family")
-        ignored: List[str] = []
         instance = family
         if inspect.isclass(family):
+            check_options(family, value["options"])
             arguments = {**value["options"], "checkpoint": value.get("checkpoint")}
             arguments["placement"] = Placement(**(value.get("placement") or {}))
-            instance, ignored = call_with_known(family, **arguments)
+            instance, _ = call_with_known(family, **arguments)
         clock.split("load")
         self._modules = modules_of(instance)
         check_memory(self._modules)
@@ -147,7 +147,6 @@ class Jobs:
             "report": _report(instance),
             "devices": device_map(self._modules),
             "memory": sizes(self._modules),
-            "ignored": [name for name in ignored if name in value["options"]],
             "times": self._times,
         }
 

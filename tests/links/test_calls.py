@@ -15,6 +15,7 @@ from orchestrator.errors import (
     ConfigError,
     DeadlineExceeded,
     DeviceMismatch,
+    LoadError,
     OutOfMemory,
     RemoteError,
     WorkerError,
@@ -56,10 +57,11 @@ def test_hello_and_load_say_who_and_what(toy, numpy1):
     assert all(seconds >= 0 for seconds in report.times.values())
 
 
-def test_options_that_init_does_not_take_are_not_passed_but_told(start):
-    toy = start(options={"scale": 5, "bogus": 1})
+def test_options_that_init_does_not_take_are_refused_before_the_load(start):
+    toy = start(options={"scale": 5, "allow_offload": True})  # the placement's own: no class has to take it
     assert toy.report.report == {"scale": 5}
-    assert toy.report.ignored == ("bogus",)
+    with pytest.raises(LoadError, match="Toy takes no option 'bogus'; it takes scale"):
+        start(options={"scale": 5, "bogus": 1})
 
 
 def test_progress_of_a_load_reaches_the_listener(spawn):
