@@ -60,7 +60,13 @@ class Scheduler:
     # -- the three ways to call -------------------------------------------------------------------------
 
     def call(self, call: Call) -> Any:
-        """Runs a call in the caller's thread and returns its result."""
+        """Runs a call in the caller's thread and returns its result.
+
+        Raises:
+            RemoteError: the family's code raised. WorkerDied: the worker did, and `retries` are used up.
+            DeadlineExceeded: while it was queued or ran. Overloaded: the queue is full.
+            Quarantined, WorkerError: no replica will ever be ready.
+        """
         while True:
             replica = self._take(call) or self._wait_for_slot(call)
             link = replica.link
@@ -89,13 +95,17 @@ class Scheduler:
                 raise self._in_the_end(call, short) from None
 
     def submit(self, call: Call) -> CallFuture:
-        """Queues a call; the future's `cancel()` reaches it wherever it is."""
+        """Queues a call; the future's `cancel()` reaches it wherever it is.
+
+        Raises:
+            Overloaded, Quarantined, WorkerError: as `call`, at once; the future holds the other errors.
+        """
         outer = CallFuture(call.notes)
         self._start(call, outer)
         return outer
 
     def stream(self, call: Call) -> Iterator[Any]:
-        """Yields a generator method's values; closing the iterator cancels the rest."""
+        """Yields a generator method's values; closing the iterator cancels the rest. Raises as `call`."""
         while True:
             replica = self._take(call) or self._wait_for_slot(call)
             link = replica.link

@@ -25,16 +25,8 @@ __all__ = ["Snapshot", "fetch_huggingface", "fetch_modelscope"]
 
 COMMIT = re.compile(r"[0-9a-f]{40}$")
 OTHER_FORMATS = [
-    "*.h5",
-    "*.ot",
-    "*.msgpack",
-    "*.tflite",
-    "*.onnx",
-    "onnx/*",
-    "openvino/*",
-    "coreml/*",
-    "*.mlmodel",
-]
+    "*.h5", "*.ot", "*.msgpack", "*.tflite", "*.onnx", "onnx/*", "openvino/*", "coreml/*", "*.mlmodel",
+]  # fmt: skip
 WHOLE = ("pytorch_model", "model", "consolidated", "optimizer", "scheduler", "training_args", "rng_state")
 """How files begin that hold a whole model, or what training left; others (BGE-M3's colbert_linear.pt) are parts of it."""
 

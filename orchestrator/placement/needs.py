@@ -239,6 +239,7 @@ def _natural(name: str) -> list[tuple[int, int | str]]:
 
 
 def ties_head(config: Mapping[str, Any]) -> bool:
+    """Whether the head shares the embeddings' weights; where a config does not say, Gemma's does."""
     text = config.get("text_config")
     tied = config.get(
         "tie_word_embeddings", text.get("tie_word_embeddings") if isinstance(text, dict) else None
@@ -247,6 +248,7 @@ def ties_head(config: Mapping[str, Any]) -> bool:
 
 
 def stored_dtype(config: Mapping[str, Any], tensors: Sequence[Tensor]) -> str:
+    """The dtype of the weights on disk: as the config says, else that of most bytes, else `float32`."""
     named = config.get("dtype") or config.get("torch_dtype")
     if isinstance(named, str) and named.removeprefix("torch.") in (
         "float32",

@@ -130,7 +130,11 @@ def once_more(function: Callable[[], Row]) -> Row:
 
 
 def texts_of(texts: Union[str, Sequence[str]]) -> List[str]:
-    """`texts` as a list; a single string is a list of one (its letters are not taken for texts)."""
+    """`texts` as a list; a single string is a list of one (its letters are not taken for texts).
+
+    Raises:
+        TypeError: one of them is no str; names its place.
+    """
     texts = [texts] if isinstance(texts, str) else list(texts)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -139,7 +143,11 @@ def texts_of(texts: Union[str, Sequence[str]]) -> List[str]:
 
 
 def pairs_of(pairs: Sequence[Sequence[str]]) -> List[Tuple[str, str]]:
-    """The pairs of query and text, each checked."""
+    """The pairs of query and text, each checked.
+
+    Raises:
+        TypeError: one of them is not two strings; names its place.
+    """
     for index, pair in enumerate(pairs):
         if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise TypeError(f"pairs[{index}] is not [query, text]")

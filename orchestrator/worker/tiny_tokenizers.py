@@ -79,6 +79,7 @@ def sentencepiece(
 
 
 def key(number: int, kind: int) -> bytes:
+    """What stands before a field of a protobuf message: its number and the kind of its value."""
     return varint(number << 3 | kind)
 
 
@@ -93,6 +94,7 @@ def varint(value: int) -> bytes:
 
 
 def field(number: int, data: bytes) -> bytes:
+    """A protobuf field of bytes."""
     return key(number, 2) + varint(len(data)) + data
 
 
@@ -225,6 +227,7 @@ TOKENIZERS: Dict[str, Callable[[Path], int]] = {
 
 
 def added_token(name: str) -> Dict[str, Any]:
+    """A special token as both JSON files describe it, without its id."""
     return {
         "content": name,
         "single_word": False,
@@ -242,6 +245,7 @@ def write_tokenizer_config(
     added: Mapping[int, str],
     settings: Mapping[str, Any],
 ) -> None:
+    """tokenizer_config.json and special_tokens_map.json; `name` is the tokenizer's class, `added` tokens by their id."""
     decoder = {str(index): added_token(token) for index, token in added.items()}
     common = {
         "tokenizer_class": name,
@@ -257,6 +261,7 @@ def write_tokenizer_config(
 
 
 def bpe_model(vocabulary: Mapping[str, int], merges: Sequence[str], **flags: Any) -> Dict[str, Any]:
+    """The `model` of a tokenizer.json: ids by token, merges as "a b"."""
     defaults = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                 "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}  # fmt: skip
     return {**defaults, **flags, "vocab": dict(vocabulary), "merges": list(merges)}

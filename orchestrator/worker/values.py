@@ -71,7 +71,11 @@ class RawTensor:
         return tuple(self.data.shape)
 
     def float32(self) -> Any:
-        """A bfloat16 tensor's values as a float32 array (exact)."""
+        """A bfloat16 tensor's values as a float32 array of its shape (exact).
+
+        Raises:
+            ValueError: it has another dtype.
+        """
         if self.dtype != "bfloat16":
             raise ValueError(f"only bfloat16 has a cheap way to float32, not {self.dtype}")
         return (self.data.astype("<u4") << 16).view("<f4")
@@ -184,7 +188,11 @@ def _replace_image(image: Any, arrays: List[Any]) -> Any:
 
 
 def restore(code: int, data: bytes, array: Callable[[], Any]) -> Any:
-    """The value of one extension; `array()` gives the message's next array."""
+    """The value of one extension; `array()` gives the message's next array.
+
+    Raises:
+        DecodingError, ValueError: it is none that the wire carries (`decode` makes DecodingErrors of all).
+    """
     if code == ARRAY:
         return array()
     if code == TENSOR:
