@@ -126,7 +126,7 @@ def test_numpy_scalars():
     scalars = [
         np.float32(1.5), np.float64(2.5), np.float16(3), np.int8(-1), np.uint64(2**64 - 1), np.bool_(True), np.complex64(1j),
         np.str_("äöü"), np.bytes_(b"x\0y"), np.datetime64("2020-02-02T02:02", "ms"), np.timedelta64(5, "D"), np.str_(""),
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "s"),
     ]  # fmt: skip
     assert same(through(scalars), scalars)
 
