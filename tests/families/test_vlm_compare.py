@@ -56,7 +56,8 @@ def test_three_families_answer_the_same_questions_about_the_same_pictures(
     }
     assert used == FAMILIES
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert page.count("<img src=") == 4
+    assert page.count("<image id=") == 2  # each picture once, shown with each question
+    assert page.count("<use href=") == 4
     assert page.count('<div class="answers">') == 4
     assert "weights are random" in page
     assert "tiny:minigemini-7b" in page
