@@ -14,7 +14,7 @@ from orchestrator.cli.console import Console, json_option, pass_console
 from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orchestrator.workflow import Execution, Run, Workflow
+    from orchestrator.workflow import Workflow
 
 __all__ = ["command"]
 
@@ -118,7 +118,7 @@ def _run(
     **cache: bool,
 ) -> int:
     """The exit code."""
-    from orchestrator.cli.run_show import show, show_plan
+    from orchestrator.cli.run_show import show, show_plan, show_unfinished
     from orchestrator.client import Orchestrator
     from orchestrator.workflow.tables import check_parquet, write_parquet
 
@@ -138,7 +138,11 @@ def _run(
         execution = chosen.workflow.start(
             orc, out=resume or out, again=resume is not None, sandbox=chosen.sandbox, **given
         )
-        run = _finished(console, execution)
+        try:
+            run = execution.run()
+        except BaseException as error:
+            show_unfinished(console, execution, error)
+            raise
     if parquet:
         write_parquet(run.folder)
     show(console, run)
@@ -161,13 +165,3 @@ def _memory(console: Console, orc: Any, *, fresh: bool, no_cache: bool) -> Itera
         yield CacheMemory(cache, Identifier(orc), fresh=fresh)
     finally:
         cache.close()
-
-
-def _finished(console: Console, execution: Execution) -> Run:
-    try:
-        return execution.run()
-    except BaseException:
-        console.talk(
-            f"what is finished is in {execution.folder}; go on: orchestrator run --resume {execution.folder}"
-        )
-        raise

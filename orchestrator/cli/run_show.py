@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.console import Console
+from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
-    from orchestrator.workflow import Run
+    from orchestrator.workflow import Execution, Run
 
 __all__ = ["show", "show_plan"]
 
@@ -17,9 +19,7 @@ def show(console: Console, run: Run) -> None:
     """The end of a run: its failures, its figures, and on stdout where its report is."""
     record = run.record
     if console.json_output:
-        console.json(
-            {"folder": run.folder, "report": run.report, "exit_code": run.exit_code, **_short(record)}
-        )
+        console.json(_as_json(run.folder, run.exit_code, record))
         return
     for error in record["errors"][:10]:
         where = f"{error['step']}{error['index'] or ''}"
@@ -38,9 +38,18 @@ def show(console: Console, run: Run) -> None:
     console.data(str(run.report))
 
 
-def _short(record: dict[str, Any]) -> dict[str, Any]:
-    keys = ("name", "state", "seconds", "rows", "failed", "steps", "errors")
-    return {key: record[key] for key in keys}
+def _as_json(folder: Path, exit_code: int, record: dict[str, Any]) -> dict[str, Any]:
+    keys = ("name", "state", "error", "seconds", "rows", "failed", "steps", "errors")
+    known = {"folder": folder, "report": folder / "report.html", "exit_code": exit_code}
+    return known | {key: record[key] for key in keys}
+
+
+def show_unfinished(console: Console, execution: Execution, error: BaseException) -> None:
+    """The end of a run that was stopped: with `--json` what is known of it, else where to go on."""
+    folder = execution.folder
+    if console.json_output and isinstance(error, OrchestratorError) and execution.record:
+        console.json(_as_json(folder, error.exit_code, execution.record))
+    console.talk(f"what is finished is in {folder}; go on: orchestrator run --resume {folder}")
 
 
 def show_plan(console: Console, plan: Any) -> None:

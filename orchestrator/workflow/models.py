@@ -162,11 +162,12 @@ class Roster:
         except KeyboardInterrupt:
             seat.error = Cancelled("the run was stopped")
         except OrchestratorError as error:
+            error.message = f"model {seat.name!r}: {error.message}"
             seat.error = error
         except Exception as error:  # a fault of ours must end the run, not one thread
-            seat.error = WorkflowError(f"loading {seat.name!r} failed: {type(error).__name__}: {error}")
+            seat.error = WorkflowError(f"model {seat.name!r}: {type(error).__name__}: {error}")
         seat.seconds = time.monotonic() - seat.started
-        if seat.error is not None and not isinstance(seat.error, Cancelled):
+        if seat.error is not None and not self._stopped.is_set():
             listener(News("load", seat.name, "failed", finished=True))
         loaded(seat)
 

@@ -31,6 +31,7 @@ InputType = Literal[
     "boolean",
     "any",
 ]
+Size = Annotated[str, Meta(pattern=r"^\s*\d+(\.\d+)?\s*([KMGTkmgt][Ii]?[Bb])?\s*$")]
 DType = Literal["auto", "float32", "float16", "bfloat16"]
 LIST_TYPES = ("images", "files", "jsonl", "csv", "parquet", "list")
 Positive = Annotated[int, Meta(ge=1)]
@@ -90,7 +91,7 @@ class Model(_Strict, frozen=True, kw_only=True):
     dtype: DType | None = None
     device_map: str | dict[str, str] | None = None
     devices: list[str] | None = None
-    max_memory: dict[str, int | str] | None = None
+    max_memory: dict[str, int | Size] | None = None
     trust_remote_code: bool = False
     allow_ignored_keys: bool = False
     sandbox: Annotated[
@@ -293,6 +294,10 @@ def _complaint(
         words = f"{_spell(place)}: {value} is none of {', '.join(choices)}"
         near = nearest(value.strip("'"), choices)
         return source.error(words, place, hint=near if near.startswith("did you mean") else None)
+    if "matching regex" in text and "[KMGT" in text:
+        return source.error(
+            f"{_spell(place)}: not a size", place, hint="write for example 20GiB, or a number of bytes"
+        )
     if "matching regex" in text:
         dotted = "._-" in text
         signs, first = (

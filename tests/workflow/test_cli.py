@@ -91,6 +91,9 @@ def test_a_failed_item_is_exit_code_1_and_told(
     result = run("w.yaml", "--out", "stopped")
     assert isinstance(result.exception, WorkflowError)
     assert "go on: orchestrator run --resume stopped" in result.stderr
+    shown = json.loads(run("w.yaml", "--out", "told", "--json").stdout)
+    assert (shown["state"], shown["exit_code"], shown["folder"]) == ("failed", 1, "told")
+    assert "ZeroDivisionError" in shown["error"]
 
 
 def test_resume_goes_on_as_recorded(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

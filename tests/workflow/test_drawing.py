@@ -52,7 +52,7 @@ def _names(root: ET.Element) -> list[ET.Element]:
     return [text for text in root.iter() if text.tag.endswith("text") and "font-weight" in text.attrib]
 
 
-@pytest.mark.parametrize(("out", "start"), [("g.svg", "<svg"), ("g.txt", "flowchart")])
+@pytest.mark.parametrize(("out", "start"), [("g.svg", "<svg"), ("g.mmd", "flowchart")])
 def test_the_command_writes_by_suffix(here: object, out: str, start: str) -> None:
     with open("w.yaml", "w") as file:
         file.write(TEXT)
