@@ -20,7 +20,7 @@ from orchestrator.deployments import Deployment
 from orchestrator.environments import Catalog, Environment, EnvironmentStore
 from orchestrator.environments.requirements import listed
 from orchestrator.environments.uv import prepare_home
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, LoadError
 from orchestrator.events import Listener, ignore
 from orchestrator.scheduling import Call
 from orchestrator.settings import Settings, load_settings
@@ -296,7 +296,16 @@ class Orchestrator:
             fspath(family), checkpoint, listed("with_", with_), name, replicas, dtype, device_map, devices, max_memory, python, keep_alive,
             trust_remote_code, allow_ignored_keys, sandbox, environment, options,
         )  # fmt: skip
-        return Model(self, self._coordinator, self._coordinator.load(request))
+        try:
+            return Model(self, self._coordinator, self._coordinator.load(request))
+        except LoadError as error:
+            if (
+                checkpoint is None
+                and error.hint is None
+                and self.catalog.get(request.family, with_).checkpoints
+            ):
+                error.hint = "no checkpoint was given: load(…, checkpoint=…), or --checkpoint"
+            raise
 
     def self_test(self, family: str, *, with_: Sequence[str] = ()) -> Mapping[str, Any]:
         """Runs a family's self-test in its environment: `ok`, `max_abs`, `tolerance` …

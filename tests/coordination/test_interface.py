@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from conditions import LONG
 
 from orchestrator import AsyncModel, AsyncOrchestrator, Model, Orchestrator, Settings
 from orchestrator.environments import Catalog
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, LoadError
 
 PROBE = f"{Path(__file__).with_name('probe_model.py')}:Probe"
 
@@ -96,3 +97,26 @@ def test_a_block_that_a_forked_child_leaves_ends_nobodys_worker(orc: Orchestrato
     assert child.exitcode == 0
     assert model.echo(1) == 1
     assert [deployment.name for deployment in orc.status().deployments] == ["probe"]
+
+
+NEEDY = """
+class Needy:
+    def __init__(self, checkpoint, *, placement):
+        open(checkpoint)
+"""
+
+
+def test_a_checkpoint_that_was_forgotten_is_asked_for(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "envs" / "needy").mkdir(parents=True)
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "needy.py").write_text(NEEDY)
+    declared = '[project]\nname = "needy"\ndependencies = ["numpy==2.2.6"]\n'
+    (tmp_path / "envs" / "needy" / "pyproject.toml").write_text(
+        f'{declared}[tool.orchestrator]\ncheckpoints = ["org/needy-*"]\n'
+    )
+    with Orchestrator(settings=replace(settings, project=tmp_path)) as orc:
+        with pytest.raises(LoadError, match="no checkpoint was given"):
+            orc.load("needy")
+        with pytest.raises(LoadError) as caught:
+            orc.load("needy", checkpoint=tmp_path)
+    assert "no checkpoint was given" not in str(caught.value)
