@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 from types import ModuleType, SimpleNamespace
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 
 def load(checkpoint: Optional[str] = None, *, placement: Any, target: str, **options: Any) -> Any:
@@ -25,7 +25,7 @@ def load(checkpoint: Optional[str] = None, *, placement: Any, target: str, **opt
     if inspect.isclass(found):
         return build(found, dict(options, checkpoint=checkpoint, placement=placement), set(options))
     if callable(found):
-        refuse_unused(target, set(options))
+        refuse_unused(target, set(options), [])
         return SimpleNamespace(**{name: found})
     own = [
         key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
@@ -82,13 +82,15 @@ def build(made: Callable[..., Any], offered: Dict[str, Any], given: set[str]) ->
     parameters = inspect.signature(made).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return made(**offered)
-    refuse_unused(getattr(made, "__qualname__", str(made)), given - set(parameters))
+    known = [key for key in parameters if key not in ("checkpoint", "placement")]
+    refuse_unused(getattr(made, "__qualname__", str(made)), given - set(parameters), known)
     return made(**{name: value for name, value in offered.items() if name in parameters})
 
 
-def refuse_unused(target: str, options: set[str]) -> None:
+def refuse_unused(target: str, options: set[str], known: List[str]) -> None:
     if options:
-        raise TypeError(f"{target} takes no option {', '.join(sorted(options))}")
+        names = ", ".join(sorted(options))
+        raise TypeError(f"{target} takes no option {names}; it takes {', '.join(known) or 'none'}")
 
 
 def functions_of(module: ModuleType) -> SimpleNamespace:

@@ -98,8 +98,8 @@ def test_a_relative_target_starts_where_the_client_is(
     [
         (":Nothing", {}, "has no class or function 'Nothing'; it has .*Scaler"),
         (":VALUE", {}, "has no class or function 'VALUE'"),
-        (":Scaler", {"facter": 1}, "Scaler takes no option facter"),
-        (":double", {"x": 1}, "takes no option x"),
+        (":Scaler", {"facter": 1}, "Scaler takes no option facter; it takes factor"),
+        (":double", {"x": 1}, "takes no option x; it takes none"),
     ],
 )
 def test_what_does_not_fit_is_said(
