@@ -153,8 +153,10 @@ class Coordinator:
         with self._lock:
             deployment = self.deployments.get(name)
         if deployment is not None:
-            deployment.unload(self.settings.stop_grace if grace is None else grace)
-            self._forget(deployment)
+            try:
+                deployment.unload(self.settings.stop_grace if grace is None else grace)
+            finally:
+                self._forget(deployment)
 
     def _forget(self, deployment: Deployment) -> None:
         with self._lock:
@@ -189,9 +191,15 @@ class Coordinator:
         end = time.monotonic() + self.settings.stop_grace
         for deployment in deployments:  # no threads: the interpreter may be ending
             deployment.refuse()
-        for deployment in deployments:
-            deployment.unload(max(end - time.monotonic(), 0.0))
-        self._presence.withdraw()
+        try:
+            for deployment in deployments:
+                deployment.unload(max(end - time.monotonic(), 0.0))
+        except BaseException:  # Ctrl-C: then at once
+            for deployment in deployments:
+                deployment.unload(0.0)
+            raise
+        finally:
+            self._presence.withdraw()
 
     def check_usable(self) -> None:
         """Raises `WorkerError` after `close` and in a forked child, where the sockets are another process's."""

@@ -133,8 +133,13 @@ class Deployment:
         """Ends the workers for good. What they have to do may finish in `grace` seconds; then they are killed."""
         end = time.monotonic() + grace
         self.refuse()
-        for replica in self.replicas:
-            replica.stop(max(end - time.monotonic(), 0.0))
+        try:
+            for replica in self.replicas:
+                replica.stop(max(end - time.monotonic(), 0.0))
+        except BaseException:  # Ctrl-C: then at once
+            for replica in self.replicas:
+                replica.stop(0.0)
+            raise
 
     def refusal(self) -> OrchestratorError | None:
         """Why no replica is ever ready again by itself, or None."""

@@ -131,3 +131,28 @@ def test_a_model_that_takes_long_to_go_does_not_hold_up_the_clock(
         assert replica.state == "draining"
         go.touch()
         assert all(future.result(LONG) for future in running)
+
+
+def test_ctrl_c_at_the_end_ends_all_models_at_once(orc: Orchestrator) -> None:
+    ended: list[tuple[str, bool]] = []
+
+    class Loaded:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def refuse(self) -> None: ...
+
+        def unload(self, grace: float) -> None:
+            ended.append((self.name, grace > 0))
+            if ended == [("a", True)]:
+                raise KeyboardInterrupt
+
+    coordinator = orc._coordinator
+    coordinator.tick = lambda: None  # type: ignore[method-assign]
+    coordinator.publish = lambda: None  # type: ignore[method-assign]
+    coordinator.deployments = {name: Loaded(name) for name in "ab"}  # type: ignore[misc]
+    coordinator._presence.publish([])
+    with pytest.raises(KeyboardInterrupt):
+        orc.close()
+    assert ended == [("a", True), ("a", False), ("b", False)]
+    assert not coordinator._presence.path.exists()

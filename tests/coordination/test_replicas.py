@@ -233,6 +233,21 @@ def test_ctrl_c_while_it_drains_ends_it_at_once(
     assert replica.state in (ReplicaState.CLOSED, ReplicaState.COLD)
 
 
+def test_ctrl_c_while_one_replica_drains_ends_the_others_too(house: House) -> None:
+    deployment = Deployment(house.specification(2), house.settings, house, lambda _: None)
+    deployment.load(lambda _: None)
+    processes = [replica.process for replica in deployment.replicas]
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    processes[0].on_wait = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        deployment.unload(LONG)
+    assert [process.alive for process in processes] == [False, False]
+    assert house.held == 0
+
+
 def test_the_first_replica_that_fails_to_load_stops_the_others(house: House) -> None:
     first = threading.Lock()
 
