@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.console import Console, OutFile, json_option, pass_console
+from orchestrator.devices import parse_budgets
 from orchestrator.errors import ConfigError
 
 __all__ = ["command"]
@@ -32,6 +33,9 @@ SHOWN = 1000  # elements of an array that are printed as numbers
 @click.option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]))
 @click.option("--device-map", help="sequential (default), balanced, auto, single or cpu.")
 @click.option("--device", "devices", multiple=True, help="A device that may be used: an index or a UUID.")
+@click.option(
+    "--max-memory", metavar="LIST", help="Budgets: 0=20GiB,1=22GiB; with cpu=60GiB offload is allowed."
+)
 @click.option(
     "--replicas", type=click.IntRange(1), default=1, help="Workers that share the calls, one per device."
 )
@@ -90,6 +94,8 @@ def command(
     family, method, arguments = _target(family, method, arguments)
     args, kwargs = _arguments(arguments)
     loading["devices"] = list(loading["devices"]) or None
+    if loading["max_memory"] is not None:
+        loading["max_memory"] = parse_budgets(loading["max_memory"], "--max-memory")
     chosen = _options(options, loading)
     if stream and (items is not None or out is not None):
         raise click.UsageError("--stream prints pieces as they come: leave out --map and --out")

@@ -314,8 +314,10 @@ def _explicit(needs: Needs, inventory: Inventory, options: Options) -> tuple[lis
         if inside is not None and options.explicit[inside] != options.explicit[max(keys, key=len)]:
             raise ConfigError(f"device_map splits {block.name!r} at {inside!r}", hint="a layer stays whole")
         carried.setdefault(options.explicit[max(keys, key=len)], []).append(block)
+    for device in options.explicit.values():  # a library's own module names need not be those of the files
+        carried.setdefault(device, [])
     if not carried:
-        carried = {next(iter(options.explicit.values()), inventory.devices[0]): []}
+        carried = {inventory.devices[0]: []}
     pairs = sorted(carried.items(), key=lambda pair: pair[0].kind == CPU)
     shares = [_share(needs, d, blocks, options, i) for i, (d, blocks) in enumerate(pairs)]
     fits = all(share.used <= share.budget for share in shares)

@@ -325,6 +325,15 @@ def test_what_a_killed_process_published_is_not_shown(served: subprocess.Popen[s
     assert listed() == []
 
 
+def test_budgets_of_a_call_are_read_as_those_of_place(model: Path) -> None:
+    call = ("call", f"{model}:Model.scale", "x=2")
+    assert orchestrator(*call, "--max-memory", "cpu=8GiB").returncode == 0
+    wrong = orchestrator(*call, "--max-memory", "much")
+    assert (wrong.returncode, "'much' is no budget" in wrong.stderr) == (2, True)
+    unknown = orchestrator(*call, "--max-memory", "cpu=8GiB,77=1GiB")
+    assert (unknown.returncode, "'77' names no device" in unknown.stderr) == (2, True)
+
+
 def test_ctrl_c_ends_a_call_with_130_and_leaves_no_worker(model: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "orchestrator", "call", f"{model}:Model.sleep"],

@@ -1,6 +1,6 @@
 """Wheels for a GPU machine that reaches no index: everything but torch, which is borrowed from what is there.
 
-    python tests/gpu/collect_wheels.py wheels --python 3.11 sentence-embedding causal-lm clip
+    python tests/gpu/collect_wheels.py wheels --python 3.11 sentence-embedding causal-lm clip minigemini qwen2-vl
 
 fetches them into the folder `wheels`, together with what the orchestrator and its tests need. On the GPU machine:
 

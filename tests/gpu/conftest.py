@@ -48,12 +48,14 @@ def orc(gpu_settings: Settings, news: list[Event]) -> Iterator[Orchestrator]:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`checkpoints("llama")`: a middle-sized random checkpoint (or `tiny-clip`, `tiny-llama`), made once."""
+    """`checkpoints("llama")`: a middle-sized random checkpoint (or `tiny-clip` and the like), made once."""
     folder = tmp_path_factory.mktemp("middling")
     makers: dict[str, Callable[[Path], Path]] = {
         "llama": middling.llama,
         "bert": middling.bert,
         "tiny-clip": lambda path: middling.tiny("clip", "clip", path),
+        "tiny-minigemini-7b": lambda path: middling.tiny("minigemini", "minigemini-7b", path),
+        "tiny-qwen2-vl": lambda path: middling.tiny("qwen2_vl", "qwen2-vl", path),
         "tiny-llama": lambda path: middling.tiny("llama", "llama", path),
     }
 

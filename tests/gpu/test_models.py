@@ -145,6 +145,27 @@ def test_a_split_with_the_tail_in_ram_is_refused_unless_asked_for(
         assert np.array_equal(split.generate("the cat", max_new_tokens=8, return_ids=True)["ids"], expected)
 
 
+@pytest.mark.parametrize("family", ["minigemini", "qwen2-vl"])
+def test_vision_language_families_see_on_the_card_what_they_see_on_the_cpu(
+    orc: Orchestrator, card: Device, checkpoints: Checkpoints, family: str
+) -> None:
+    """MiniGemini also with a layer in RAM, whose inputs cross over and come back. TF32 convolutions round: 1e-2."""
+    path = checkpoints({"minigemini": "tiny-minigemini-7b", "qwen2-vl": "tiny-qwen2-vl"}[family])
+    places: dict[str, dict[str, Any]] = {"host": {"device_map": "cpu"}, "gpu": {"devices": [card.uuid]}}
+    if family == "minigemini":
+        places["both"] = {"device_map": {"": card.index, "model.layers.1": "cpu"}, "allow_offload": True}
+    question = {"images": [np.arange(56 * 84 * 3, dtype=np.uint8).reshape(56, 84, 3)], "prompt": "What?"}
+    seen = {}
+    for name, place in places.items():
+        with orc.load(family, checkpoint=path, dtype="float32", name=name, **place) as model:
+            devices = set(deployment_of(orc, model).report.devices.values())
+            assert devices == {"host": {"cpu"}, "gpu": {"cuda:0"}, "both": {"cuda:0", "cpu"}}[name]
+            seen[name] = model.forward(**question)["logits"]
+            assert isinstance(model.generate(**question, max_new_tokens=8), str)
+    for logits in seen.values():
+        np.testing.assert_allclose(logits, seen["host"], atol=1e-2)
+
+
 @pytest.mark.skipif(len(INVENTORY.accelerators) < 2, reason="one GPU")
 def test_a_split_over_two_cards(orc: Orchestrator, checkpoints: Checkpoints) -> None:
     path = checkpoints("llama")

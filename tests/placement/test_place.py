@@ -197,6 +197,14 @@ def test_offloaded_layers_keep_their_cache_on_the_accelerator():
     assert placement.shares[0].used <= placement.shares[0].budget
 
 
+def test_a_key_that_only_the_library_knows_is_handed_on():
+    """transformers 5 calls `model.language_model.layers.1` what the files call `model.layers.1`."""
+    wanted = {"": 1, "model.language_model.layers.1": 0}
+    found = place(made(2, 2, 2), Inventory.parse("2x24GiB"), device_map=wanted)
+    assert found.device_map == {"": "cuda:0", "model.language_model.layers.1": "cuda:1"}
+    assert found.devices == ("imagined-1", "imagined-0")
+
+
 def test_an_explicit_map_is_checked_and_renamed():
     inventory = Inventory.parse("3x24GiB")
     placement = place(
