@@ -38,6 +38,8 @@ class Family:
     """The worker's Python file; of a worker that is a folder, its `__init__.py`."""
     worker_class: str = ""
     """The class in it; empty for a module of functions."""
+    script: Path | None = None
+    """The user's own file that is the family's code, of a family that is one file."""
     requires_python: str = ">=3.8"
     dependencies: tuple[str, ...] = ()
     with_: tuple[str, ...] = ()

@@ -47,6 +47,7 @@ def read_script(file: Path, name: str, base: Family, python: Family) -> Family:
         name=file.stem,
         worker_file=python.worker_file,
         worker_class=python.worker_class,
+        script=file,
         requires_python=block.get("requires-python", base.requires_python),
         dependencies=base.variant(added).direct if added else base.dependencies,
         defaults={

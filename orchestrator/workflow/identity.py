@@ -89,7 +89,8 @@ def code_of(family: Any, options: Mapping[str, Any]) -> str:
     given = {**family.defaults, **options}
     files = {key: _option(given.get(key)) for key in family.resolve}
     worker = (PROTOCOL, _borrowed(family.worker_file), _code(family.worker_file), family.worker_class)
-    return digest("code", worker, files)
+    script = () if family.script is None else (_code(family.script),)
+    return digest("code", worker, files, *script)
 
 
 def stamps(path: Path) -> str:

@@ -247,6 +247,8 @@ def convert(source: YamlSource) -> WorkflowFile:
         raise source.error("a workflow is a mapping with version, name and steps")
     if "steps" not in source.data and {"axes", "family"} & set(source.data):
         raise source.error("a matrix, not a workflow: it has no steps", hint="orchestrator matrix FILE")
+    if {"workflow", "host"} <= set(source.data):
+        raise source.error("the record of a run, not a workflow", hint="orchestrator run --replay FILE")
     try:
         return msgspec.convert(source.data, WorkflowFile, strict=True)
     except msgspec.ValidationError as error:

@@ -96,6 +96,7 @@ class FakeModels:
             defaults={},
             resolve=("target",),
             worker_file=self.worker_file,
+            script=None,
             worker_class="C",
         )
 

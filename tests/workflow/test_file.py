@@ -36,6 +36,7 @@ def refused(text: str) -> ConfigError:
         (HEAD + 'steps: [{id: a, model: m, call: f, for_each: {a: "${photos}"}, with: {x: "${a}"}}]', 8, 47, "'a' cannot name an item: it names something else", None),
         (HEAD.replace("prompt", "item") + 'steps: [{id: a, model: m, call: f, for_each: "${photos}"}]', 8, 36, "'item' cannot name an item", None),
         (HEAD.replace("python}", "python, max_memory: {cpu: lots}}") + "steps: [{id: a, model: m, call: f}]", 7, 35, "models.m.max_memory: not a size", "write for example 20GiB, or a number of bytes"),
+        ("version: 1\nname: w\nhost: {}\nworkflow: {}", 1, 1, "the record of a run, not a workflow", "orchestrator run --replay FILE"),
         ("version: 2\nname: w\nsteps: [{id: a, call: collect}]", 1, 10, "version", None),
         ("version: 1\nname: w\nname: v", 3, 1, "already given in line 2", None),
         (HEAD.replace("python}", "python, options: {dtype: a}}") + "steps: [{id: a, model: m, call: f}]", 7, 33, "'dtype' cannot be an option", "it is a key of the model, beside options"),

@@ -375,7 +375,10 @@ def test_models_are_loaded_at_once_and_their_errors_keep_their_exit_code(here: P
     with pytest.raises(InstallError, match="no room") as caught:
         Workflow.parse(text).run(broken, out="out")
     assert caught.value.exit_code == 3
-    assert json.loads(Path("out/run.json").read_text())["models"]["two"]["error"] == "model 'two': no room on the disk"
+    assert (
+        json.loads(Path("out/run.json").read_text())["models"]["two"]["error"]
+        == "model 'two': no room on the disk"
+    )
     assert all(model.unloaded for model in broken.loaded)
 
 
