@@ -373,9 +373,8 @@ class Replica:
                         self._become(ReplicaState.COLD)
             except OrchestratorError as error:
                 self._failed_to_start(error)
-            except (
-                Exception
-            ) as error:  # of the machine, or a fault of ours: who waits for a slot must be told
+            except Exception as error:
+                # Of the machine, or a fault of ours: who waits for a slot must be told.
                 log.exception("%s could not be started", self.name)
                 words = f"{self.name} could not be started: {type(error).__name__}: {error}"
                 self._failed_to_start(WorkerStartError(words, hint=f"see {self.log or self.settings.logs}"))

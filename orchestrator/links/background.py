@@ -31,6 +31,7 @@ class Background:
     """Sleeps until it is needed. Completes futures and runs callbacks, outside every lock of the link."""
 
     def __init__(self, link: Exchange, name: str) -> None:
+        self._bell = -1
         self._link = link
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll = select.poll()

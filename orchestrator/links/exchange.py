@@ -54,8 +54,13 @@ class Exchange:
 
     def __init__(self, process: WorkerProcess, transport: Any = None) -> None:
         self.process = process
+        try:
+            self.background = Background(self, process.name)
+        except OSError as error:  # no more descriptors
+            raise WorkerStartError(
+                f"worker {process.name} cannot be reached: {error.strerror}", hint="raise `ulimit -n`"
+            ) from None
         ours, theirs, transport = _meet(process, transport)
-        self.background = Background(self, process.name)
         self._post = m.Post(SegmentPool(ours), SegmentViews(theirs, self.background.later, lends_on=True))
         self.channel = Channel(transport, self._receive, idle=self._if_idle)
         self._ids = itertools.count(1)

@@ -15,6 +15,7 @@ import pytest
 from conditions import LONG, until
 
 from orchestrator.errors import WorkerStartError
+from orchestrator.links import WorkerLink
 from orchestrator.logs import KEEP, last_lines, new_log
 from orchestrator.processes import WorkerProcess
 from orchestrator.processes import folder as folders
@@ -183,6 +184,23 @@ def test_a_worker_for_which_there_are_no_descriptors_leaves_nothing(tmp_path, mo
     with pytest.raises(WorkerStartError, match="Too many open files"):
         WorkerProcess(SimpleNamespace(), "toy", tmp_path / "log")
     assert list(run.iterdir()) == []
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_link_for_which_there_are_no_descriptors_says_so(tmp_path, monkeypatch, nth):
+    process = WorkerProcess(SimpleNamespace(), "toy", tmp_path / "log")
+    make, numbers = os.eventfd, itertools.count(1)
+
+    def refuse(*arguments):
+        if next(numbers) == nth:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return make(*arguments)
+
+    monkeypatch.setattr("os.eventfd", refuse)
+    process.wait = lambda _: None  # it has no end to wait for
+    with pytest.raises(WorkerStartError, match=r"toy cannot be reached: .*Too many open files"):
+        WorkerLink(process)
+    process._discard()
 
 
 def test_a_fault_at_the_end_of_one_worker_does_not_hide_the_ends_of_others(caplog):
