@@ -61,11 +61,11 @@ def vision_sources(
     folder_aux, looked_aux = find_tower(vision_tower_aux, configured_aux, checkpoint, hub_of(configured_aux))
     clip = clip_source(tensors, read_by_original, folder, notes)
     if clip is None:
-        raise missing("CLIP", "vision_tower", looked)
+        raise missing("CLIP", "vision_tower", CLIP_HUB, looked)
     trained = bool(config.get("optimize_vision_tower_aux", False))
     convnext = convnext_sources(tensors, read_by_original, folder_aux, trained, notes)
     if not convnext:
-        raise missing("ConvNeXt", "vision_tower_aux", looked_aux)
+        raise missing("ConvNeXt", "vision_tower_aux", hub_of(configured_aux), looked_aux)
     here = folder or checkpoint
     return VisionSources(
         clip=clip,
@@ -133,9 +133,10 @@ def convnext_sources(
     return sources
 
 
-def missing(tower: str, option: str, looked: List[str]) -> FileNotFoundError:
+def missing(tower: str, option: str, hub: str, looked: List[str]) -> FileNotFoundError:
     """The error for a tower that is nowhere."""
     places = "; ".join(dict.fromkeys(looked))
     return FileNotFoundError(
-        f"the {tower} tower is neither in the checkpoint nor found elsewhere; looked at: {places}. Give {option}= a folder"
+        f"the {tower} tower is neither in the checkpoint nor found elsewhere; looked at: {places}. Give {option}= a "
+        f"folder, or 'hf:{hub}', which is fetched"
     )

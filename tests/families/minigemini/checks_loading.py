@@ -175,6 +175,19 @@ def check_the_checkpoints_clip_wins_over_its_folder():
     assert not np.allclose(forward(folder)["logits"], before, atol=1e-3)
 
 
+def check_a_tower_that_is_nowhere_is_told():
+    """With its option, and the hub's name for what has to be fetched."""
+    folder = inside.make("minigemini-7b")
+    shutil.rmtree(str(tower_folder(folder, "openclip")))
+    rewrite(folder, lambda name, value: None if "vision_tower_aux." in name else value)
+    aux = ("ConvNeXt", "vision_tower_aux=", "'hf:laion/CLIP-convnext_large_d_320")
+    refused(FileNotFoundError, *aux, call=lambda: inside.load(folder))
+    shutil.rmtree(str(folder / "model_zoo"))
+    rewrite(folder, lambda name, value: None if "vision_tower." in name else value)
+    clip = ("CLIP", "vision_tower=", "'hf:openai/clip-vit-large-patch14-336'")
+    refused(FileNotFoundError, *clip, call=lambda: inside.load(folder))
+
+
 def check_clip_in_an_unread_shard_gives_way_to_its_folder():
     """The original reads only shards with patch-mining weights: CLIP tensors elsewhere do not count."""
     from safetensors.torch import load_file, save_file
