@@ -216,6 +216,8 @@ class Orchestrator:
         listener: Listener = ignore,
     ) -> None:
         if settings is None:
+            if project is not None and not Path(project).is_dir():
+                raise ConfigError(f"project: there is no folder {project}")
             settings = load_settings(project=Path(project) if project is not None else None)
         prepare_home(settings)
         self._coordinator = Coordinator(settings, listener)

@@ -185,8 +185,8 @@ class Cancelled(WorkerError):
 class RemoteError(OrchestratorError):
     """The family's own code raised.
 
-    `remote_type` is the exception's qualified name, `remote_traceback` its traceback as text, `versions`
-    the distributions of the environment it happened in.
+    `remote_type` is the exception's qualified name, `remote_traceback` its traceback as text (a note of this one, so
+    that Python prints it too), `versions` the distributions of the environment it happened in.
     """
 
     def __init__(
@@ -202,6 +202,8 @@ class RemoteError(OrchestratorError):
         super().__init__(message, hint=hint)
         self.remote_type = remote_type
         self.remote_traceback = remote_traceback
+        if remote_traceback:
+            self.add_note(f"\nIn the worker:\n{remote_traceback.rstrip()}")
         self.versions = dict(versions or {})
         self.details = dict(details or {})
 

@@ -16,7 +16,7 @@ import click
 
 from orchestrator import __version__
 from orchestrator.cli.console import Console, ConsoleHandler, JsonRecords
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, RemoteError
 
 __all__ = ["cli", "main"]
 
@@ -185,6 +185,8 @@ def _failure(error: Exception) -> int:
     logging.getLogger(__name__).debug("the traceback", exc_info=error)
     if isinstance(error, OrchestratorError):
         click.echo(f"error: {error}", err=True)
+        if isinstance(error, RemoteError) and not logging.getLogger().isEnabledFor(logging.DEBUG):
+            click.echo("(`orchestrator -vv …` shows where in the worker)", err=True)
         return error.exit_code
     if isinstance(error, FileNotFoundError) and _current_folder_is_gone():
         click.echo("error: the current folder has been removed; change to one that exists", err=True)

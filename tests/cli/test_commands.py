@@ -255,6 +255,14 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(arguments: list[s
     assert words in done.stderr
 
 
+def test_the_worker_s_own_traceback_is_shown_on_request(model: Path) -> None:
+    done = orchestrator("call", f"{model}:Model.fail")
+    assert "-vv" in done.stderr
+    assert "in fail" not in done.stderr
+    place = f'File "{model}", line {MODEL[: MODEL.index("raise ValueError(" + chr(34) + "told so")].count(chr(10)) + 1}'
+    assert f"{place}, in fail" in orchestrator("call", "-vv", f"{model}:Model.fail").stderr
+
+
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     line = line.replace("orchestrator", f"'{sys.executable}' -m orchestrator")
     return subprocess.run(

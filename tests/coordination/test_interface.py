@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from conditions import LONG
 
 from orchestrator import AsyncModel, AsyncOrchestrator, Model, Orchestrator, Settings
 from orchestrator.environments import Catalog
-from orchestrator.errors import ConfigError, LoadError
+from orchestrator.errors import ConfigError, LoadError, RemoteError
 
 PROBE = f"{Path(__file__).with_name('probe_model.py')}:Probe"
 
@@ -120,3 +121,16 @@ def test_a_checkpoint_that_was_forgotten_is_asked_for(settings: Settings, tmp_pa
         with pytest.raises(LoadError) as caught:
             orc.load("needy", checkpoint=tmp_path)
     assert "no checkpoint was given" not in str(caught.value)
+
+
+def test_python_prints_where_in_the_worker_it_happened(orc: Orchestrator, tmp_path: Path) -> None:
+    path = tmp_path / "raising.py"
+    path.write_text("def divide(x):\n    return 1 / x\n")
+    with orc.load(path) as raising, pytest.raises(RemoteError) as caught:
+        raising.divide(0)
+    assert f'File "{path}", line 2, in divide' in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_project_that_is_not_there_is_told() -> None:
+    with pytest.raises(ConfigError, match="no folder /no/such"):
+        Orchestrator(project="/no/such")
