@@ -18,13 +18,15 @@ __all__ = ["replay"]
 def replay(console: Console, path: Path, out: Path | None, *, sandbox: bool | None) -> int:
     """The exit code: 1 where anything differs or an item failed.
 
-    The environments are made with the network where it may be asked; the run itself is offline.
+    What is missing of it (environments, checkpoints, packages) is made and fetched in the recorded versions, with the
+    network where that is allowed; the run itself is offline.
     """
+    from orchestrator.checkpoints import CheckpointStore
     from orchestrator.client import Orchestrator
     from orchestrator.environments import EnvironmentStore
     from orchestrator.workflow import replay as again
     from orchestrator.workflow.record import read_record
-    from orchestrator.workflow.restoring import restore_environments
+    from orchestrator.workflow.restoring import fetch_checkpoints, fetch_packages, restore_environments
 
     path = path / "run.json" if path.is_dir() else path
     record = read_record(path)
@@ -34,6 +36,8 @@ def replay(console: Console, path: Path, out: Path | None, *, sandbox: bool | No
     store = EnvironmentStore(console.settings)
     settings = dataclasses.replace(console.settings, offline=True)
     with console.progress() as listener, Orchestrator(settings=settings, listener=listener) as orc:
+        files = (orc.checkpoints, CheckpointStore(console.settings, store, orc.catalog))
+        notes = fetch_packages(record, *files, listener)
         execution = workflow.start(
             orc,
             inputs=told["inputs"],
@@ -43,7 +47,8 @@ def replay(console: Console, path: Path, out: Path | None, *, sandbox: bool | No
         )
         try:
             again.check_inputs(record, execution.inputs)
-            notes = restore_environments(record, path.parent, execution.roster, store, listener)
+            notes += fetch_checkpoints(execution.roster, *files, listener)
+            notes += restore_environments(record, path.parent, execution.roster, store, listener)
             notes += again.not_as_recorded(record, execution.roster)
         except BaseException:
             execution.folder.rmdir()  # nothing is in it yet

