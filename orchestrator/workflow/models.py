@@ -162,7 +162,8 @@ class Roster:
         except KeyboardInterrupt:
             seat.error = Cancelled("the run was stopped")
         except OrchestratorError as error:
-            error.message = f"model {seat.name!r}: {error.message}"
+            if not error.message.startswith(f"{seat.name}: "):  # as those of its worker do
+                error.message = f"model {seat.name!r}: {error.message}"
             seat.error = error
         except Exception as error:  # a fault of ours must end the run, not one thread
             seat.error = WorkflowError(f"model {seat.name!r}: {type(error).__name__}: {error}")

@@ -17,7 +17,7 @@ import pytest
 from fake_models import FakeModels
 
 from orchestrator.environments.commands import check_cancelled
-from orchestrator.errors import ConfigError, InstallError, WorkflowError
+from orchestrator.errors import ConfigError, InstallError, LoadError, WorkflowError
 from orchestrator.events import Event
 from orchestrator.workflow import Run, Workflow
 from orchestrator.workflow.cache import Cache, CacheMemory
@@ -380,6 +380,9 @@ def test_models_are_loaded_at_once_and_their_errors_keep_their_exit_code(here: P
         == "model 'two': no room on the disk"
     )
     assert all(model.unloaded for model in broken.loaded)
+    broken.load_errors["b"] = LoadError("two: no such key")
+    with pytest.raises(LoadError, match=r"^two: no such key"):
+        Workflow.parse(text).run(broken, out="again")
 
 
 def test_a_method_that_the_model_has_not_is_refused_before_it_is_called(here: Path) -> None:
