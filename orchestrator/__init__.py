@@ -17,7 +17,8 @@ __version__ = "0.1.0"
 __all__ = ["AsyncModel", "AsyncOrchestrator", "Model", "Orchestrator", "Settings", "load_settings"]
 
 if TYPE_CHECKING:
-    from orchestrator.client import AsyncModel, AsyncOrchestrator, Model, Orchestrator
+    from orchestrator.async_client import AsyncModel, AsyncOrchestrator
+    from orchestrator.client import Model, Orchestrator
     from orchestrator.settings import Settings, load_settings
 
 
@@ -28,5 +29,6 @@ def __getattr__(name: str) -> Any:
     if name in {"Settings", "load_settings"}:
         return getattr(importlib.import_module("orchestrator.settings"), name)
     if name in __all__:
-        return getattr(importlib.import_module("orchestrator.client"), name)
+        module = "async_client" if name.startswith("Async") else "client"
+        return getattr(importlib.import_module(f"orchestrator.{module}"), name)
     raise AttributeError(f"module 'orchestrator' has no attribute {name!r}")
