@@ -12,7 +12,7 @@ from orchestrator.environments import Catalog, EnvironmentStore
 from orchestrator.worker.family import import_family
 
 MAKERS = Path(__file__).parents[3] / "workers" / "tiny_checkpoints" / "qwen2_vl.py"
-LARGE = {"hidden": 1024, "layers": 8, "heads": 16, "kv_heads": 16, "intermediate": 4096}  # 540 MB in float32
+LARGE = {"hidden": 512, "layers": 32, "heads": 8, "kv_heads": 8, "intermediate": 2048}  # 540 MB in float32
 
 
 @pytest.mark.slow
@@ -32,6 +32,6 @@ def test_the_peak_is_little_more_than_the_weights(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     weights, peak = json.loads(done.stdout.splitlines()[-1])
-    # Converting by way of a second copy would be x2 or x3. The constant is the allocator's: how much of what it
-    # holds it gives back differs from run to run, whatever the size.
-    assert peak < 1.15 * weights + 48e6, (weights, peak)
+    # Converting by way of a second copy would be x2 or x3. The constant is what several threads read at once: pages of
+    # the file that count as resident and can go at any time; 32 to 55 MB of them were seen.
+    assert peak < 1.15 * weights + 96e6, (weights, peak)
