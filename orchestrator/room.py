@@ -121,9 +121,8 @@ class SharedRoom:
                         if self.settings.threads > 0:
                             placement = replace(placement, threads=self.settings.threads)
                         return placement, self.ledger.reserve(f"{specification.name}.{replica}", placement)
-                for (
-                    victim
-                ) in victims:  # the ledger is free: a worker that ends gives its room back through it
+                # The ledger is free meanwhile: a worker that ends gives its room back through it.
+                for victim in victims:
                     log.info("evicting %s to make room for %s", victim.name, specification.name)
                     victim.evict(self.settings.stop_grace)
             if victims:
