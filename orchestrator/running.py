@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,14 +48,19 @@ class Presence:
         self.path = self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self.requests = self.path.with_suffix(".stop")
         self.started = psutil.Process().create_time()
+        self._lock = threading.Lock()
+        self._withdrawn = False
 
     def publish(self, deployments: list[dict[str, Any]]) -> None:
-        """Replaces the published file, atomically."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Replaces the published file, atomically. Does nothing after `withdraw`."""
         content = {"pid": os.getpid(), "started": self.started, "deployments": deployments}
         draft = self.path.with_suffix(".tmp")
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        draft.replace(self.path)
+        with self._lock:
+            if self._withdrawn:
+                return
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            draft.write_text(json.dumps(content), encoding="utf-8")
+            draft.replace(self.path)
 
     def stop_requests(self) -> list[str]:
         """The names of the deployments that somebody asked to stop; each is told once."""
@@ -67,8 +73,10 @@ class Presence:
         return [unquote(entry.name) for entry in asked]
 
     def withdraw(self) -> None:
-        """Removes the file and its requests."""
-        _remove(self.path)
+        """Removes the file and its requests, for good."""
+        with self._lock:
+            self._withdrawn = True
+            _remove(self.path)
 
 
 def running(settings: Settings) -> list[RunningCoordinator]:

@@ -16,6 +16,7 @@ from conditions import LONG, until
 from orchestrator import Orchestrator, Settings, deployments
 from orchestrator.coordinator import Coordinator, LoadRequest
 from orchestrator.errors import ConfigError, DeadlineExceeded, WorkerError
+from orchestrator.running import Presence
 
 FAULTY = f"{Path(__file__).parents[1] / 'faults' / 'faulty_model.py'}:Faulty"
 NEW = ["numpy==2.2.6"]
@@ -144,7 +145,7 @@ def test_ctrl_c_at_the_end_ends_all_models_at_once(orc: Orchestrator) -> None:
 
         def unload(self, grace: float) -> None:
             ended.append((self.name, grace > 0))
-            if ended == [("a", True)]:
+            if grace > 0:
                 raise KeyboardInterrupt
 
     coordinator = orc._coordinator
@@ -156,3 +157,14 @@ def test_ctrl_c_at_the_end_ends_all_models_at_once(orc: Orchestrator) -> None:
         orc.close()
     assert ended == [("a", True), ("a", False), ("b", False)]
     assert not coordinator._presence.path.exists()
+
+
+def test_what_is_published_at_the_same_time_as_the_end_is_not_left_behind(settings: Settings) -> None:
+    presence = Presence(settings)
+    with ThreadPoolExecutor(4) as pool:
+        for published in [pool.submit(presence.publish, []) for _ in range(200)]:
+            published.result(LONG)
+    assert presence.path.exists()
+    presence.withdraw()
+    presence.publish([])
+    assert not presence.path.exists()
