@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -178,7 +179,7 @@ def test_devices_watched_until_interrupted(run, monkeypatch):
         if len(looks) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("time.sleep", interrupted)
+    monkeypatch.setattr("orchestrator.cli.devices.time", SimpleNamespace(sleep=interrupted))
     result = run(devices_command, "--watch", "--json", "--interval", "0.5")
     assert result.exit_code == 0
     assert [json.loads(line)["devices"][-1]["label"] for line in result.stdout.splitlines()] == ["cpu", "cpu"]
