@@ -48,19 +48,27 @@ class Presence:
         self.path = self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
         self.requests = self.path.with_suffix(".stop")
         self.started = psutil.Process().create_time()
-        self._lock = threading.Lock()
-        self._withdrawn = False
+        # Reentrant: an Orchestrator that is garbage is closed wherever it is collected, also in the middle of `publish`.
+        self._lock = threading.RLock()
+        self._withdrawn = threading.Event()
 
     def publish(self, deployments: list[dict[str, Any]]) -> None:
         """Replaces the published file, atomically. Does nothing after `withdraw`."""
         content = {"pid": os.getpid(), "started": self.started, "deployments": deployments}
         draft = self.path.with_suffix(".tmp")
         with self._lock:
-            if self._withdrawn:
+            if self._withdrawn.is_set():
                 return
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            draft.write_text(json.dumps(content), encoding="utf-8")
-            draft.replace(self.path)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                draft.write_text(json.dumps(content), encoding="utf-8")
+                draft.replace(self.path)
+            except FileNotFoundError:
+                if not self._withdrawn.is_set():
+                    raise
+            finally:
+                if self._withdrawn.is_set():
+                    _remove(self.path)
 
     def stop_requests(self) -> list[str]:
         """The names of the deployments that somebody asked to stop; each is told once."""
@@ -75,7 +83,7 @@ class Presence:
     def withdraw(self) -> None:
         """Removes the file and its requests, for good."""
         with self._lock:
-            self._withdrawn = True
+            self._withdrawn.set()
             _remove(self.path)
 
 

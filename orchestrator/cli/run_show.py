@@ -12,7 +12,7 @@ from orchestrator.errors import OrchestratorError
 if TYPE_CHECKING:
     from orchestrator.workflow import Execution, Run
 
-__all__ = ["show", "show_plan"]
+__all__ = ["show", "show_plan", "show_unfinished"]
 
 
 def show(console: Console, run: Run) -> None:

@@ -142,6 +142,8 @@ class Ledger:
                 self._write(self._read())
         except PlacementError as error:
             log.warning("others may still see the reservation of %s: %s", entry.name, error)
+        else:
+            self._removed.discard(entry.id)
 
     def _read(self) -> list[Entry]:
         try:

@@ -168,3 +168,20 @@ def test_what_is_published_at_the_same_time_as_the_end_is_not_left_behind(settin
     presence.withdraw()
     presence.publish([])
     assert not presence.path.exists()
+
+
+def test_an_end_in_the_middle_of_publishing_leaves_nothing(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forgotten Orchestrator is closed by the garbage collection, which may run in the thread that publishes."""
+    presence = Presence(settings)
+    replace_file = Path.replace
+
+    def collected(draft: Path, target: Path) -> Path:
+        presence.withdraw()
+        return replace_file(draft, target)
+
+    monkeypatch.setattr(Path, "replace", collected)
+    presence.publish([])
+    assert not presence.path.exists()
+    assert not presence.path.with_suffix(".tmp").exists()
