@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import types
-from typing import Any, Callable, Dict, Iterable, List, Tuple
+from typing import Any, Callable, Dict, Iterable
 
 __all__ = ["call_with_known", "check_options", "import_family", "methods_of"]
 
@@ -75,20 +75,19 @@ def _run(name: str, path: str, search: Any) -> Any:
     return module
 
 
-def call_with_known(function: Callable[..., Any], **arguments: Any) -> Tuple[Any, List[str]]:
-    """Calls with those of the arguments that it takes; also returns the names of the others.
+def call_with_known(function: Callable[..., Any], **arguments: Any) -> Any:
+    """Calls with those of the arguments that it takes.
 
     `checkpoint`, if there is no parameter of that name, is not passed by position: a family says what it wants.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a class written in C
-        return function(), list(arguments)
+        return function()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return function(**arguments), []
+        return function(**arguments)
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    taken = {name: value for name, value in arguments.items() if name in known}
-    return function(**taken), [name for name in arguments if name not in known]
+    return function(**{name: value for name, value in arguments.items() if name in known})
 
 
 def check_options(function: Callable[..., Any], options: Iterable[str]) -> None:

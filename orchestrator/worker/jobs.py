@@ -135,7 +135,7 @@ class Jobs:
             check_options(family, value["options"])
             arguments = {**value["options"], "checkpoint": value.get("checkpoint")}
             arguments["placement"] = Placement(**(value.get("placement") or {}))
-            instance, _ = call_with_known(family, **arguments)
+            instance = call_with_known(family, **arguments)
         clock.split("load")
         self._modules = modules_of(instance)
         check_memory(self._modules)

@@ -94,7 +94,7 @@ class Seat:
             "dtype": spec.dtype,
             "device_map": spec.device_map,
             "devices": spec.devices,
-            "max_memory": _bytes(spec.max_memory),
+            "max_memory": spec.max_memory,
             "trust_remote_code": spec.trust_remote_code or None,
             "allow_ignored_keys": spec.allow_ignored_keys or None,
             "sandbox": self.sandbox,
@@ -195,28 +195,3 @@ def _seat(name: str, spec: ModelSpec, inputs: Mapping[str, Any], base: Path) -> 
 def _from(base: Path, text: Any) -> Any:
     """What begins with `./` or `../` is a path from the workflow's folder."""
     return str(base / text) if isinstance(text, str) and text.startswith(("./", "../")) else text
-
-
-def _bytes(limits: Mapping[str, int | str] | None) -> dict[str | int, int] | None:
-    """`{"0": "20GiB", "cpu": 1000}` as bytes by device index or `cpu`."""
-    if limits is None:
-        return None
-    return {int(key) if key.isdigit() else key: _size(value) for key, value in limits.items()}
-
-
-def _size(value: int | str) -> int:
-    if isinstance(value, int):
-        return value
-    units = {
-        "KIB": 2**10,
-        "MIB": 2**20,
-        "GIB": 2**30,
-        "TIB": 2**40,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "TB": 10**12,
-    }
-    text = value.strip().upper()
-    unit = next((name for name in units if text.endswith(name)), "")
-    return int(float(text.removesuffix(unit) or "nan") * units.get(unit, 1))

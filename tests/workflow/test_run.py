@@ -407,7 +407,7 @@ steps: [{id: a, model: m, call: f}]
         (
             "python",
             {"name": "m", "checkpoint": "pypi:b", "with_": ["x==1"], "k": 4, "dtype": "float32", "replicas": 2,
-             "max_memory": {0: 2 * 2**30, "cpu": 5}},
+             "max_memory": {"0": "2GiB", "cpu": 5}},
         )
     ]  # fmt: skip
 
