@@ -62,7 +62,7 @@ class AsyncModel:
             while (value := await asyncio.to_thread(next, values, end)) is not end:
                 yield value
         finally:
-            await asyncio.to_thread(values.close)  # type: ignore[attr-defined]
+            await asyncio.to_thread(values.close)
 
     async def unload(self) -> None:
         """Ends its workers."""

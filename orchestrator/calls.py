@@ -24,6 +24,9 @@ class Link(Protocol):
     def overrun(self) -> float:
         """Seconds that a cancelled call has gone on; 0 when there is none."""
 
+    def when_free(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` when such a call has ended."""
+
     def call(
         self,
         method: str,

@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from os import PathLike, fspath
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Self
 
 from orchestrator.checkpoints import Checkpoint, CheckpointStore
 from orchestrator.coordinator import Coordinator, LoadRequest
-from orchestrator.deployments import Deployment
+from orchestrator.deployments import Deployment, Values
 from orchestrator.environments import Catalog, Environment, EnvironmentStore
 from orchestrator.environments.requirements import listed
 from orchestrator.environments.uv import prepare_home
@@ -101,7 +101,7 @@ class Model:
         self._coordinator.check_usable()
         return self._deployment.submit(_call(self._known(method), args, kwargs, timeout, retries))
 
-    def stream(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Iterator[Any]:
+    def stream(self, method: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> Values:
         """Yields what a generator method yields; closing the iterator cancels the rest.
 
         For a method `m` that returns everything at once, its streaming twin `m_stream` is called. The worker is at most

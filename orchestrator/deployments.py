@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,10 +17,27 @@ from orchestrator.settings import Settings
 from orchestrator.specification import Room, Specification
 from orchestrator.states import ReplicaState
 from orchestrator.waiting import join
+from orchestrator.worker.interrupts import undisturbed
 
-__all__ = ["Deployment"]
+__all__ = ["Deployment", "Values"]
 
 FIRST_USE = 10.0  # seconds that a model which has just become ready is kept for its first call
+
+
+class Values(Iterator[Any]):
+    """What a generator method yields. Closing it, or dropping it, cancels the rest."""
+
+    def __init__(self, values: Generator[Any]) -> None:
+        self._values = values
+
+    def __next__(self) -> Any:
+        with undisturbed:
+            return next(self._values)
+
+    def close(self) -> None:
+        """Cancels the method if it still runs."""
+        with undisturbed:
+            self._values.close()
 
 
 class Deployment:
@@ -80,15 +97,17 @@ class Deployment:
         Raises:
             RemoteError, WorkerDied, DeadlineExceeded, Overloaded, Quarantined: as `Model.call`.
         """
-        return self.scheduler.call(call)
+        with undisturbed:
+            return self.scheduler.call(call)
 
     def submit(self, call: Call) -> Future[Any]:
         """Queues a call; `cancel()` on its future reaches it wherever it is."""
-        return self.scheduler.submit(call)
+        with undisturbed:
+            return self.scheduler.submit(call)
 
-    def stream(self, call: Call) -> Iterator[Any]:
+    def stream(self, call: Call) -> Values:
         """Yields a generator method's values."""
-        return self.scheduler.stream(call)
+        return Values(self.scheduler.stream(call))
 
     @property
     def ready(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +23,7 @@ from orchestrator.errors import (
 from orchestrator.events import Event, Listener, ignore
 from orchestrator.links import NotBegun
 from orchestrator.waiting import result_of
+from orchestrator.worker.interrupts import listening
 
 __all__ = ["Call", "CallFuture", "Link", "Schedulable", "Scheduler"]
 
@@ -91,7 +92,9 @@ class Scheduler:
                 return result
             finally:
                 self._give_back(replica)
-            if not self._elsewhere(call, replica, link):
+            with listening():
+                elsewhere = self._elsewhere(call, replica, link)
+            if not elsewhere:
                 raise self._in_the_end(call, short) from None
 
     def submit(self, call: Call) -> CallFuture:
@@ -104,7 +107,7 @@ class Scheduler:
         self._start(call, outer)
         return outer
 
-    def stream(self, call: Call) -> Iterator[Any]:
+    def stream(self, call: Call) -> Generator[Any]:
         """Yields a generator method's values; closing the iterator cancels the rest. Raises as `call`."""
         while True:
             replica = self._take(call) or self._wait_for_slot(call)
@@ -179,6 +182,7 @@ class Scheduler:
             if link is None or replica.in_flight >= SLOTS:
                 continue
             if link.overrun() > (HELD_AFTER if replica.in_flight else 0.0):
+                link.when_free(self.pump)
                 continue  # a cancelled call still holds the worker
             if best is None or replica.in_flight < best.in_flight:
                 best = replica

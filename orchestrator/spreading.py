@@ -14,6 +14,7 @@ from orchestrator.errors import Cancelled, ConfigError, OrchestratorError, Overl
 from orchestrator.events import Event, Listener
 from orchestrator.scheduling import SLOTS, Call
 from orchestrator.waiting import next_of
+from orchestrator.worker.interrupts import undisturbed
 
 __all__ = ["Spread", "Spreadable"]
 
@@ -76,14 +77,15 @@ class Spread:
             RemoteError, WorkerDied, DeadlineExceeded …: what a call raised, with the items that it was about; calls
                 under way are cancelled. Cancelled: `cancel` was called. ConfigError: the results are not one an item.
         """
-        try:
-            self._send()
-            while self._under_way:
-                self._take(next_of(self._news))
+        with undisturbed:
+            try:
                 self._send()
-        finally:
-            for future in list(self._under_way):
-                future.cancel()
+                while self._under_way:
+                    self._take(next_of(self._news))
+                    self._send()
+            finally:
+                for future in list(self._under_way):
+                    future.cancel()
         return self._result
 
     def cancel(self) -> bool:

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+from orchestrator.worker.interrupts import listening
+
 __all__ = ["GLANCE", "as_they_end", "exit_code_of", "join", "next_of", "result_of"]
 
 T = TypeVar("T")
@@ -34,7 +36,8 @@ def result_of(future: Future[T], timeout: float | None = None) -> T:
     while True:
         left = GLANCE if end is None else min(GLANCE, max(end - time.monotonic(), 0.0))
         try:
-            return future.result(left)
+            with listening():
+                return future.result(left)
         except TimeoutError:
             if future.done() or (end is not None and time.monotonic() >= end):
                 raise
@@ -44,7 +47,8 @@ def as_they_end(futures: Iterable[Future[T]]) -> Iterator[Future[T]]:
     """As `concurrent.futures.as_completed`."""
     pending = set(futures)
     while pending:
-        done, pending = wait(pending, GLANCE, FIRST_COMPLETED)
+        with listening():
+            done, pending = wait(pending, GLANCE, FIRST_COMPLETED)
         yield from done
 
 
@@ -52,7 +56,8 @@ def next_of(queue: SimpleQueue[T]) -> T:
     """As `queue.get`."""
     while True:
         try:
-            return queue.get(timeout=GLANCE)
+            with listening():
+                return queue.get(timeout=GLANCE)
         except Empty:
             continue
 
@@ -60,7 +65,8 @@ def next_of(queue: SimpleQueue[T]) -> T:
 def join(thread: threading.Thread) -> None:
     """As `thread.join`."""
     while thread.is_alive():
-        thread.join(GLANCE)
+        with listening():
+            thread.join(GLANCE)
 
 
 def exit_code_of(process: subprocess.Popen[str], timeout: float | None = None) -> int:
@@ -73,7 +79,9 @@ def exit_code_of(process: subprocess.Popen[str], timeout: float | None = None) -
     with _watched(process.pid) as descriptor:
         while True:
             left = GLANCE if end is None else min(GLANCE, max(end - time.monotonic(), 0.0))
-            if _ends(process, descriptor, left):
+            with listening():
+                ended = _ends(process, descriptor, left)
+            if ended:
                 return process.wait()
             if timeout is not None and end is not None and time.monotonic() >= end:
                 raise subprocess.TimeoutExpired(process.args, timeout)

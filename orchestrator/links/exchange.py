@@ -67,6 +67,7 @@ class Exchange:
         self._pending: dict[int, Answer] = {}
         self._futures: dict[int, PendingFuture] = {}
         self._abandoned: dict[int, float] = {}
+        self._when_free: Callable[[], None] | None = None
         self.replaced = False
         self._deadlines: list[tuple[float, int]] = []
         self._deadlines_lock = threading.Lock()
@@ -177,6 +178,10 @@ class Exchange:
         oldest = min(list(self._abandoned.values()), default=None)
         return 0.0 if oldest is None else _monotonic() - oldest
 
+    def when_free(self, callback: Callable[[], None]) -> None:
+        """Calls `callback`, once, in the link's thread, when the worker has followed the next of its cancels."""
+        self._when_free = callback
+
     def compose(self, kind: int, ident: int, value: Any, names: Sequence[str] = NAMES) -> list[Any]:
         """The frames of a message; a ConfigError names what the wire does not carry."""
         try:
@@ -222,8 +227,10 @@ class Exchange:
                 self._garbled(message)  # else it is late, or a duplicate: its lease goes back by itself
         elif answer.take(message):
             self._pending.pop(message.ident, None)
-        if kind in _FINAL:
-            self._abandoned.pop(message.ident, None)
+        if kind in _FINAL and self._abandoned.pop(message.ident, None) is not None:
+            callback, self._when_free = self._when_free, None
+            if callback is not None:
+                self.background.do(callback)
 
     def _garbled(self, what: DecodingError | m.Message) -> None:
         """A message that belongs to no call: whose answer it should have been nobody knows, so all fail."""

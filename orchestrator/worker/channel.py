@@ -16,6 +16,8 @@ import time
 from collections import deque
 from typing import Any, Callable, Deque, List, Optional
 
+from orchestrator.worker.interrupts import listening, undisturbed
+
 __all__ = ["Channel", "Waiter"]
 
 TICK = 5.0
@@ -185,7 +187,12 @@ class Channel:
                 pause = min(TICK, deadline - time.monotonic())
                 if pause <= 0:
                     return
-            if transport.poll(pause, writable=bool(self._outbox)):
+            before = undisturbed.listen()
+            try:
+                found = transport.poll(pause, writable=bool(self._outbox))
+            finally:
+                undisturbed.hush(before)
+            if found:
                 frames = transport.receive()
                 if frames is not None:
                     self._receive(frames)
@@ -202,7 +209,8 @@ class Channel:
             if self._leader_yields:
                 self._transport.wake()
             if not waiter.ready and not self.closed and self._io.locked():
-                event.wait(TICK if deadline is None else min(TICK, max(deadline - time.monotonic(), 0)))
+                with listening():
+                    event.wait(TICK if deadline is None else min(TICK, max(deadline - time.monotonic(), 0)))
                 event.clear()
             leaves = waiter.ready or (deadline is not None and time.monotonic() >= deadline)
         finally:

@@ -6,7 +6,7 @@ import os
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -51,6 +51,9 @@ class Spread:
 
     def first(self, items: list[int]) -> list[int]:
         return items[:1]
+
+    def count(self, end: int) -> Iterator[int]:
+        yield from range(end)
 
     def pid(self) -> int:
         return os.getpid()

@@ -38,6 +38,9 @@ class FakeLink:
     def overrun(self) -> float:
         return self.held
 
+    def when_free(self, callback: Callable[[], None]) -> None:
+        self.freed = callback
+
     def call(
         self, method: str, args: Any, kwargs: Any, *, timeout: float | None, notes: list[str] | None
     ) -> Any:
@@ -337,7 +340,7 @@ def test_a_worker_held_by_a_cancelled_call_gets_no_other() -> None:
     future = one.submit(Call("m"))
     assert not link.pending
     link.held = 0.0
-    one.pump()
+    link.freed()
     link.answer()
     assert future.result(LONG) == ("m", [])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conditions import until
+from conditions import LONG, until
 
 from orchestrator.errors import (
     ConfigError,
@@ -364,3 +364,16 @@ def test_an_answer_that_comes_while_its_call_is_given_up_does_not_count_as_an_ov
     assert not meanwhile
     assert link.overrun() == 0.0
     assert link.call("echo", [2]) == 2
+
+
+def test_who_waits_for_a_cancelled_call_is_told_of_its_end(toy, gate):
+    future = toy.link.submit("wait_for", [str(gate)])
+    begun(gate)
+    free = threading.Event()
+    toy.link.when_free(free.set)
+    future.cancel()
+    assert toy.link.overrun() > 0
+    assert not free.is_set()
+    gate.touch()
+    assert free.wait(LONG)
+    assert toy.link.overrun() == 0.0
