@@ -24,6 +24,7 @@ from orchestrator.errors import OrchestratorError, SandboxUnavailable
 from orchestrator.processes import require_bubblewrap
 from orchestrator.settings import NAMES, Settings
 from orchestrator.worker.masking import is_secret
+from orchestrator.worker.nameless import HUGE_PAGES, huge_pages
 
 __all__ = ["command"]
 
@@ -79,7 +80,7 @@ def command(console: Console) -> None:
     """
     settings = console.settings
     checks: tuple[Callable[[Settings], Findings], ...] = (
-        _versions, _interpreters, _indexes, _hubs, _devices, _disk, _sandbox, _families, _imports, _settings,
+        _versions, _interpreters, _indexes, _hubs, _devices, _shared_memory, _disk, _sandbox, _families, _imports, _settings,
     )  # fmt: skip
     findings = [finding for check in checks for finding in _guarded(check, settings)]
     if console.json_output:
@@ -229,6 +230,16 @@ def _devices(settings: Settings) -> Findings:
         yield Finding("devices", device.label, text)
     for note in inventory.notes:
         yield Finding("devices", "note", note, NOTE)
+
+
+def _shared_memory(_: Settings) -> Findings:
+    chosen = huge_pages()
+    if chosen in ("never", "deny"):
+        remedy = f"as root: echo advise > {HUGE_PAGES}/shmem_enabled"
+        text = f"small pages ({chosen}); arrays of megabytes go from process to process faster in huge ones"
+        yield Finding("shared memory", "pages", text, NOTE, remedy)
+    elif chosen:
+        yield Finding("shared memory", "pages", f"huge pages ({chosen})")
 
 
 def _disk(settings: Settings) -> Findings:

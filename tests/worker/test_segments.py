@@ -17,7 +17,7 @@ import pytest
 from conditions import LONG
 
 from orchestrator.worker import messages as m
-from orchestrator.worker import segments
+from orchestrator.worker import nameless, segments
 from orchestrator.worker.segments import SegmentPool, SegmentViews
 from orchestrator.worker.wire import DecodingError
 
@@ -289,6 +289,55 @@ def test_a_sealed_segment_cannot_be_cut_under_a_reader(ends):
         except FileNotFoundError:
             continue
     assert view[-1] == 0
+
+
+@pytest.fixture
+def switches(tmp_path, monkeypatch):
+    """The kernel's switches for huge pages, as this test wants them."""
+    monkeypatch.setattr(nameless, "HUGE_PAGES", str(tmp_path))
+    nameless.huge_pages.cache_clear()
+    (tmp_path / "hugepages-2048kB").mkdir()
+    yield tmp_path
+    nameless.huge_pages.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("size", "system", "found"),
+    [
+        ("always [inherit] never", "always advise [never]", "never"),
+        ("always [inherit] never", "always [advise] never", "advise"),
+        ("always inherit [never]", "always [advise] never", "never"),
+        ("[always] inherit never", "always advise [never]", "always"),
+        (None, "always [advise] never", "advise"),
+        (None, None, ""),
+        (None, "", ""),
+    ],
+)
+def test_whether_shared_memory_gets_huge_pages(switches, size, system, found):
+    for text, name in ((size, "hugepages-2048kB/shmem_enabled"), (system, "shmem_enabled")):
+        if text is not None:
+            (switches / name).write_text(text)
+    assert nameless.huge_pages() == found
+
+
+@pytest.mark.parametrize("has_them", [True, False])
+def test_huge_pages_are_asked_for_where_that_is_heard(switches, monkeypatch, has_them):
+    asked = []
+
+    class Memory(mmap.mmap):
+        def madvise(self, option, *place):
+            asked.append(option)
+            if not has_them:
+                raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(nameless.mmap, "mmap", Memory)
+    (switches / "shmem_enabled").write_text("always [advise] never")
+    for capacity in (1 << 20, 4 << 20):
+        fd = nameless.sealed(capacity)
+        assert os.fstat(fd).st_blocks * 512 == capacity  # whatever became of the huge ones
+        assert nameless.is_sealed(fd)
+        os.close(fd)
+    assert asked == [mmap.MADV_HUGEPAGE, nameless._POPULATE_WRITE][: 1 + has_them]
 
 
 def test_garbage_collection_inside_the_pools_lock_does_not_deadlock(ends):
