@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -79,11 +79,22 @@ class Question:
         return left
 
 
+@dataclass(frozen=True)
+class Obstacle:
+    """What is in the way of a placement: idle deployments that are to go, or else busy ones that are waited for."""
+
+    error: PlacementError
+    """What a refusal says."""
+    victims: Sequence[Deployment] = ()
+    busy: Sequence[Deployment] = ()
+
+
 class SharedRoom:
     """Reserves devices for the replicas of one coordinator; other coordinators of this machine are respected.
 
     Idle deployments go, least recently used first, when something else needs the room and when that makes it fit;
-    pinned ones (a negative `keep_alive`) never. Busy ones are waited for, `room_timeout` seconds at most.
+    pinned ones (a negative `keep_alive`) never. Busy ones are waited for, `room_timeout` seconds at most; for as long
+    idle ones that come back are evicted again.
     """
 
     def __init__(
@@ -109,6 +120,7 @@ class SharedRoom:
         needs = self._needs(specification)
         end = time.monotonic() + self.settings.room_timeout
         told: set[str] = set()
+        evicted: set[str] = set()
         while True:
             with self._placing:
                 with self.ledger.held():  # other coordinators look at the same room
@@ -116,23 +128,25 @@ class SharedRoom:
                     question = Question(
                         specification, needs, barred, self._workers() + specification.replicas
                     )
-                    placement, victims, busy = self._look(question)
-                    if placement is not None:
+                    found = self._look(question)
+                    if isinstance(found, Placement):
                         if self.settings.threads > 0:
-                            placement = replace(placement, threads=self.settings.threads)
-                        return placement, self.ledger.reserve(f"{specification.name}.{replica}", placement)
+                            found = replace(found, threads=self.settings.threads)
+                        return found, self.ledger.reserve(f"{specification.name}.{replica}", found)
+                # What is idle goes once even without time to wait; what comes back goes again while there is time.
+                if (found.busy or evicted) and time.monotonic() > end:
+                    raise self._refusal(found, evicted)
                 # The ledger is free meanwhile: a worker that ends gives its room back through it.
-                for victim in victims:
+                for victim in found.victims:
                     log.info("evicting %s to make room for %s", victim.name, specification.name)
+                    evicted.add(victim.name)
                     victim.evict(self.settings.stop_grace)
-            if victims:
+            if found.victims:
                 continue
-            if time.monotonic() > end:
-                self._refuse(question, busy)
-            names = {deployment.name for deployment in busy}
+            names = {deployment.name for deployment in found.busy}
             if names - told:
                 told |= names
-                words = f"waiting for {', '.join(sorted(names))} to become idle, whose room it needs"
+                words = f"waiting for {_listed(names)} to become idle, whose room it needs"
                 self.listener(Event("worker", specification.name, words))
             time.sleep(PAUSE)
 
@@ -150,24 +164,24 @@ class SharedRoom:
         bits = next((bits for bits in (4, 8) if asked.get(f"load_in_{bits}bit")), None)
         return needs if bits is None else needs.quantised_to(bits)
 
-    def _look(self, question: Question) -> tuple[Placement | None, list[Deployment], list[Deployment]]:
-        """A placement; or None, the idle deployments that are to go, else the busy ones that are in its way.
+    def _look(self, question: Question) -> Placement | Obstacle:
+        """A placement, or what is in its way.
 
         Raises:
             PlacementError: nothing would help.
         """
-        free = self.ledger.free(Inventory.detect(self.settings))
+        free = self.ledger.free(Inventory.detect())
         try:
-            return question.answer(free), [], []
-        except PlacementError:
+            return question.answer(free)
+        except PlacementError as error:
             victims = self._victims(question, free)
             if victims:
-                return None, victims, []
+                return Obstacle(error, victims=victims)
             busy = self._unpinned(question, idle=False)
             others = [*busy, *self._unpinned(question, idle=True)]
             if not busy or not question.fits(self._without(free, others)):
                 raise
-            return None, [], busy
+            return Obstacle(error, busy=busy)
 
     def _victims(self, question: Question, free: Inventory) -> list[Deployment]:
         """The idle deployments whose going makes it fit: the least recently used, and no more than are needed."""
@@ -217,12 +231,16 @@ class SharedRoom:
     def _workers(self) -> int:
         return sum(replica.state is ReplicaState.READY for d in self._deployments() for replica in d.replicas)
 
-    def _refuse(self, question: Question, busy: Sequence[Deployment]) -> None:
-        try:
-            question.answer(self.ledger.free(Inventory.detect(self.settings)))
-        except PlacementError as error:
-            names = ", ".join(deployment.name for deployment in busy)
-            raise PlacementError(
-                f"{error.message}\n  waited {self.settings.room_timeout:g} s for {names} to become idle",
-                hint=error.hint,
-            ) from None
+    def _refusal(self, found: Obstacle, evicted: Collection[str]) -> PlacementError:
+        """The error at the end of `room_timeout`."""
+        seconds = f"{self.settings.room_timeout:g} s"
+        if found.busy:
+            names = _listed(deployment.name for deployment in found.busy)
+            words = f"waited {seconds} for {names} to become idle"
+        else:
+            words = f"evicted {_listed(evicted)}, and after {seconds} the room was taken again"
+        return PlacementError(f"{found.error.message}\n  {words}", hint=found.error.hint)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

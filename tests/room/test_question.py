@@ -153,6 +153,45 @@ def test_others_can_use_the_ledger_while_a_model_goes_and_one_that_goes_already_
     assert room.reserve(large, 0)[0].devices == ("imagined-0",)
 
 
+def coming_back(room: SharedRoom, tmp_path: Path, times: int) -> list[str]:
+    """An idle model on the first card that calls bring back so many times; the list of its evictions."""
+    what = replace(specification(folder(tmp_path / "idle", {"w": 6 * GIB})), name="idle", devices=("0",))
+    placement, reservation = room.reserve(what, 0)
+    held = [reservation]
+    evictions: list[str] = []
+
+    def evict(grace: float) -> None:
+        evictions.append("idle")
+        held.pop().close()
+        if len(evictions) <= times:
+            held.append(room.ledger.reserve("idle.0", placement))
+
+    model = SimpleNamespace(
+        name="idle", specification=what, idle_for=lambda: 1.0, evict=evict,
+        replicas=[SimpleNamespace(index=0, state=ReplicaState.READY)],
+    )  # fmt: skip
+    room._deployments = lambda: [model]  # type: ignore[assignment, return-value]
+    return evictions
+
+
+def test_a_model_that_comes_back_is_evicted_again_while_there_is_time(
+    room: SharedRoom, tmp_path: Path
+) -> None:
+    evictions = coming_back(room, tmp_path, times=2)
+    room.settings = replace(room.settings, room_timeout=LONG)
+    wanted = specification(folder(tmp_path / "wanted", {"w": 6 * GIB}), device_map="single")
+    assert room.reserve(wanted, 0)[0].devices == ("imagined-0",)
+    assert len(evictions) == 3
+
+
+def test_a_model_that_comes_back_when_the_time_is_over_stays(room: SharedRoom, tmp_path: Path) -> None:
+    evictions = coming_back(room, tmp_path, times=2)
+    wanted = specification(folder(tmp_path / "wanted", {"w": 6 * GIB}), device_map="single")
+    with pytest.raises(PlacementError, match="evicted idle, and after 0 s the room was taken again"):
+        room.reserve(wanted, 0)
+    assert len(evictions) == 1
+
+
 def test_nobody_is_waited_for_in_vain(room: SharedRoom, tmp_path: Path) -> None:
     """A busy model whose going would not make it fit is no reason to wait."""
     small = replace(specification(folder(tmp_path / "small", {"w": GIB})), name="small", devices=("1",))
