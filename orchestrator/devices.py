@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,6 @@ from typing import Any, Literal
 import psutil
 
 from orchestrator.errors import ConfigError
-from orchestrator.settings import Settings
 
 __all__ = ["CPU", "GIB", "Device", "Holder", "Inventory", "format_size", "parse_budgets", "parse_size"]
 
@@ -76,12 +75,10 @@ class Inventory:
     notes: tuple[str, ...] = ()
     """Why it is as it is: no driver, an unknown entry of `CUDA_VISIBLE_DEVICES` …"""
     imagined: bool = False
-    environ: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def detect(cls, settings: Settings | None = None, environ: Mapping[str, str] | None = None) -> Inventory:
+    def detect(cls, environ: Mapping[str, str] | None = None) -> Inventory:
         """The machine's own inventory; takes some milliseconds, never raises for want of a driver."""
-        del settings  # nothing of them matters so far; every `detect` of the house takes them
         environ = os.environ if environ is None else environ
         accelerators, notes = _accelerators(environ)
         total, free = host_memory()

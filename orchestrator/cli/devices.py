@@ -27,11 +27,11 @@ def command(console: Console, watch: bool, interval: float) -> None:
     """
     ledger = Ledger(console.settings)
     if not watch:
-        _show(console, ledger.free(Inventory.detect(console.settings)))
+        _show(console, ledger.free(Inventory.detect()))
         return
     try:
         while True:
-            inventory = ledger.free(Inventory.detect(console.settings))
+            inventory = ledger.free(Inventory.detect())
             if console.json_output:
                 console.json(_described(inventory), indent=None)
             else:

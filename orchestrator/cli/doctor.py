@@ -217,10 +217,10 @@ def _hubs(_: Settings) -> Findings:
         yield Finding("hubs", "MODELSCOPE_DOMAIN", "is deprecated", WARNING, "set MODELSCOPE_ENDPOINT")
 
 
-def _devices(settings: Settings) -> Findings:
+def _devices(_: Settings) -> Findings:
     from orchestrator.devices import Inventory, format_size
 
-    inventory = Inventory.detect(settings)
+    inventory = Inventory.detect()
     driver = cuda_driver()
     yield Finding(
         "devices", "driver", f"CUDA {driver}" if driver else "no NVIDIA driver: builds for the CPU are used"

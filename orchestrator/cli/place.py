@@ -82,7 +82,7 @@ def command(
     if options["bits"] is not None:
         needs = needs.quantised_to(int(options["bits"]))
     if imagined is None:
-        inventory = Ledger(console.settings).free(Inventory.detect(console.settings))
+        inventory = Ledger(console.settings).free(Inventory.detect())
     else:
         inventory = Inventory.parse(imagined)
     wanted = {
