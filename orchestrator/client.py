@@ -305,7 +305,7 @@ class Orchestrator:
                 and error.hint is None
                 and self.catalog.get(request.family, with_).checkpoints
             ):
-                error.hint = "no checkpoint was given: load(…, checkpoint=…), or --checkpoint"
+                error.hint = "no checkpoint was given: add checkpoint="
             raise
 
     def self_test(self, family: str, *, with_: Sequence[str] = ()) -> Mapping[str, Any]:

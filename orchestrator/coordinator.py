@@ -126,7 +126,7 @@ class Coordinator:
             if there is not None and there.refusal() is None:
                 raise ConfigError(
                     f"a model named {specification.name!r} is loaded already",
-                    hint="unload it or give another name=",
+                    hint="unload it, or load this one under another name",
                 )
             deployment = Deployment(
                 specification, self.settings, self.room, lambda _: self._changed.set(), self._tell
@@ -284,7 +284,7 @@ class Coordinator:
         if options.get("trust_remote_code") and not request.trust_remote_code:
             raise ConfigError(
                 f"{family.name}: trust_remote_code is no default and no option: whoever loads a checkpoint allows it",
-                hint="load(…, trust_remote_code=True), --trust-remote-code, or trust_remote_code: true of the model",
+                hint="read that code, then add trust_remote_code=True",
             )
         if request.trust_remote_code:
             options["trust_remote_code"] = True

@@ -191,7 +191,7 @@ def _words(match: re.Match[str], transformers: str, versions: Mapping[str, str])
     if "name" in words:
         having = _table()["names"].get(words["name"])
         words["having"] = f"transformers{having} has it" if having else "another release may have it"
-        words["overlay"] = f"--with 'transformers{having}'" if having else "--with another transformers"
+        words["overlay"] = f"--with 'transformers{having}'" if having else "another release of transformers"
     return words
 
 

@@ -212,7 +212,7 @@ class Scheduler:
             if len(self.waiting) >= self.depth:
                 raise Overloaded(
                     f"{self.name}: {len(self.waiting)} calls wait already",
-                    hint="slow down, add replicas, or raise queue_depth",
+                    hint="slow down, raise replicas=, or set ORCHESTRATOR_QUEUE_DEPTH",
                 )
             self.waiting.append((slot, call.deadline, call.avoid))
         # Only now: who fails what waits when the last replica is lost has either seen this call, or is seen here.

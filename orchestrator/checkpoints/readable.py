@@ -67,11 +67,7 @@ class Problem:
 
     def error(self) -> CheckpointError:
         """The error to raise instead of loading."""
-        how = (
-            " (or allow_ignored_keys=True, --allow-ignored-keys, to load it all the same)"
-            if self.silent
-            else ""
-        )
+        how = " (or allow_ignored_keys=True to load it all the same)" if self.silent else ""
         return CheckpointError(str(self), hint=self.remedy + how)
 
 

@@ -107,7 +107,7 @@ def _tell(console: Console, found: Bisection, name: str) -> None:
     if found.between:
         console.data(f"between the two, and not to be installed here: {', '.join(found.between)}")
     if found.bad.hint:
-        console.data(f"hint: {found.bad.hint}")
+        console.data(f"hint: {console.in_its_words(found.bad.hint)}")
 
 
 def _verb(result: CellResult) -> str:

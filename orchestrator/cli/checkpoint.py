@@ -119,7 +119,7 @@ def show(console: Console, spec: str, with_: tuple[str, ...]) -> None:
     for problem in problems:
         console.data(f"{'problem':<13}{problem}")
     for remedy in dict.fromkeys(problem.remedy for problem in problems):
-        console.talk(f"hint: {remedy}")
+        console.talk(f"hint: {console.in_its_words(remedy)}")
 
 
 def _store(console: Console) -> CheckpointStore:

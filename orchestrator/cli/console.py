@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.events import Event, Listener
 from orchestrator.settings import Settings, load_settings
 
@@ -37,6 +39,7 @@ class Console:
         self.verbose = 0
         self.overrides = dict(overrides or {})
         self.json_output = False
+        self.command: click.Command | None = None
         self._live: LiveProgress | None = None
 
     def set(self, option: str, value: Any) -> None:
@@ -78,6 +81,18 @@ class Console:
         """Writes a line for people to stderr, unless `-q`."""
         if not self.quiet:
             self.error(text)
+
+    def in_its_words(self, hint: str) -> str:
+        """A hint with the keywords of Python as what the command that runs takes in their place."""
+        from orchestrator.cli.wording import in_words_of
+
+        return in_words_of(self.command, hint)
+
+    def failure(self, error: OrchestratorError) -> None:
+        """Writes an error to stderr, its hint in the words of the command line."""
+        if error.hint:
+            error.hint = self.in_its_words(error.hint)
+        self.error(f"error: {error}")
 
     def error(self, text: str) -> None:
         """Writes a line to stderr, above live progress if there is any."""
@@ -208,7 +223,17 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-pass_console = click.make_pass_decorator(Console, ensure=True)
+def pass_console(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command its console as the first argument, and tells the console which command it is."""
+
+    @functools.wraps(function)
+    def with_console(*arguments: Any, **options: Any) -> Any:
+        context = click.get_current_context()
+        console = context.ensure_object(Console)
+        console.command = context.command
+        return function(console, *arguments, **options)
+
+    return with_console
 
 
 def _plain(value: Any) -> Any:

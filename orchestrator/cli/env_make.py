@@ -122,7 +122,7 @@ def ensure(
         if check:
             console.table(COLUMNS, [cells(test) for test in tested])
     for error in failed[:-1]:
-        click.echo(f"error: {error}", err=True)
+        console.failure(error)
     if failed:
         raise failed[-1]
     if not all(test["ok"] for test in tested):

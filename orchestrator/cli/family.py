@@ -55,7 +55,7 @@ def list_(console: Console) -> None:
             [(f.name, _origin(f), f.requires_python, f.description) for f in families],
         )
     for wrong in broken[:-1]:
-        click.echo(f"error: {wrong}", err=True)
+        console.failure(wrong)
     if broken:
         raise broken[-1]
 

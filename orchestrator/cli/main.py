@@ -63,6 +63,10 @@ class LazyGroup(click.Group):
                 raise RuntimeError(f"a pipe broke: {error}") from error
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0  # `orchestrator … | head` has what it wanted
+        except OrchestratorError as error:
+            if error.hint:
+                error.hint = ctx.ensure_object(Console).in_its_words(error.hint)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -117,7 +117,7 @@ def _show(console: Console, result: MatrixResult, path: Path) -> None:
     else:
         console.table(output.columns(result), output.rows(result))
         for hint in dict.fromkeys(cell.hint for cell in result.cells if cell.hint):
-            console.talk(f"hint: {hint}")
+            console.talk(f"hint: {console.in_its_words(hint)}")
     if os.environ.get("GITHUB_ACTIONS") == "true":
         place = os.path.relpath(
             path, os.environ.get("GITHUB_WORKSPACE") or None

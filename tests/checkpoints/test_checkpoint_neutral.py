@@ -225,7 +225,7 @@ def test_the_error_names_key_reader_and_remedy(tmp_path: Path) -> None:
     assert isinstance(error, CheckpointError)
     assert "transformers 4.36.2 does not read rope_parameters" in error.message
     assert str(error.hint).startswith(f"orchestrator checkpoint import {folder} DEST")
-    assert "--allow-ignored-keys" in str(error.hint)
+    assert "allow_ignored_keys=True" in str(error.hint)
 
 
 def test_what_import_cannot_cure_names_the_version_that_can(tmp_path: Path) -> None:
