@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from orchestrator.devices import CPU, Device, Holder, Inventory, parse_budgets, 
 from orchestrator.errors import PlacementError
 from orchestrator.placement.place import RUNTIME, Placement
 from orchestrator.settings import Settings
+from orchestrator.waiting import GLANCE
+from orchestrator.worker.interrupts import listening
 
 __all__ = ["Entry", "Ledger", "Reservation", "measured_memory"]
 
@@ -77,30 +80,35 @@ class Ledger:
         self._lock = FileLock(str(self.path) + ".lock", timeout=lock_timeout)
 
     @contextmanager
-    def held(self) -> Iterator[Self]:
+    def held(self) -> Iterator[None]:
         """Nobody else reserves while the block runs: look at what is free, place and reserve in one."""
-        with self._locked():
-            yield self
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+        end = time.monotonic() + self._lock.timeout
+        while not self._acquired(end - time.monotonic()):
+            with listening():
+                pass
         try:
-            self._lock.acquire()
+            yield
+        finally:
+            self._lock.release()
+
+    def _acquired(self, left: float) -> bool:
+        """Waits a moment for the lock, of the `left` seconds."""
+        try:
+            self._lock.acquire(timeout=max(0.0, min(GLANCE, left)))
         except Timeout:
+            if left > GLANCE:
+                return False
             raise PlacementError(
                 f"another coordinator has kept the ledger locked for {self._lock.timeout:g} s",
                 hint=f"see who uses {self._lock.lock_file}",
             ) from None
         except OSError as error:
             raise self._unusable(error) from None
-        try:
-            yield
-        finally:
-            self._lock.release()
+        return True
 
     def entries(self) -> list[Entry]:
         """The reservations of live owners."""
-        with self._locked():
+        with self.held():
             return self._read()
 
     def reserve(self, name: str, placement: Placement) -> Reservation:
@@ -109,7 +117,7 @@ class Ledger:
             uuid.uuid4().hex, name, os.getpid(), _started(os.getpid()) or 0.0,
             dict(placement.reservations), dict(placement.growth),
         )  # fmt: skip
-        with self._locked():
+        with self.held():
             self._write([*self._read(), entry])
         return Reservation(self, entry)
 
@@ -129,7 +137,7 @@ class Ledger:
     def change(self, entry: Entry) -> None:
         """Writes a changed entry; one that is gone stays gone."""
         try:
-            with self._locked():
+            with self.held():
                 self._write([entry if e.id == entry.id else e for e in self._read()])
         except PlacementError as error:
             log.warning("the reservation of %s stays as it was: %s", entry.name, error)
@@ -138,7 +146,7 @@ class Ledger:
         """Forgets an entry; other coordinators see it at the latest when this one writes again."""
         self._removed.add(entry.id)
         try:
-            with self._locked():
+            with self.held():
                 self._write(self._read())
         except PlacementError as error:
             log.warning("others may still see the reservation of %s: %s", entry.name, error)

@@ -27,6 +27,7 @@ from orchestrator.processes.strays import MARK, kill_marked
 from orchestrator.processes.variables import HasDevices, worker_variables
 from orchestrator.processes.watch import forget, watch
 from orchestrator.worker import segments
+from orchestrator.worker.interrupts import listening
 from orchestrator.worker.keeper import END_OF_KEEPER
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = ["WorkerProcess"]
 
 _MAIN = Path(segments.__file__).with_name("__main__.py")
 _BIRTH = 30.0  # seconds that an interpreter has to come up; it takes some 20 ms
+_LAST_WORDS = 2.0  # seconds that it has to end when nobody waits for it any more
 
 
 class WorkerProcess:
@@ -110,7 +112,7 @@ class WorkerProcess:
                 worker_variables(inherited, variables, modules_cache=cache, placement=placement),
             )
         except BaseException:
-            process._discard()
+            process._abort()
             raise
         _living.add(process)
         return process
@@ -184,10 +186,6 @@ class WorkerProcess:
         """SIGINT: the running method gets a KeyboardInterrupt; an idle worker ignores it."""
         self._signal(signal.SIGINT, group=False)
 
-    def dump_stacks(self) -> None:
-        """Writes the stacks of all its threads to its log, even if it hangs."""
-        self._signal(signal.SIGUSR1, group=False)
-
     def terminate(self) -> None:
         """SIGTERM to its process group."""
         self._signal(signal.SIGTERM)
@@ -198,19 +196,20 @@ class WorkerProcess:
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Waits for its end; the return code, or None at the timeout."""
-        self._ended.wait(timeout)
+        with listening():
+            self._ended.wait(timeout)
         return self.returncode
 
     def stop(self, grace: float) -> int:
         """Ends it: SIGTERM, after `grace` seconds SIGKILL. Returns when it and all it started are gone."""
         if self.forked:
             return 0
-        for end, patience in ((self.terminate, grace), (self.kill, 5.0)):
-            if self._ended.is_set():
-                break
-            if patience > 0:
-                end()
-                self._ended.wait(patience)
+        if not self._ended.is_set() and grace > 0:
+            self.terminate()
+            self.wait(grace)
+        if not self._ended.is_set():
+            self.kill()
+            self._ended.wait(5.0)
         if not self._ended.is_set() and self._popen is not None:
             self._popen.kill()  # the keeper itself hangs
             self._ended.wait(5.0)
@@ -252,7 +251,8 @@ class WorkerProcess:
         self._lifeline.settimeout(_BIRTH)
         patience = _BIRTH
         try:
-            word = self._lifeline.recv(64)
+            with listening():
+                word = self._lifeline.recv(64)
         except TimeoutError:
             word, patience = b"", 0.0
         pid, said, self._said = word.partition(b"\n")
@@ -294,6 +294,16 @@ class WorkerProcess:
                 callback()
             except Exception:  # one that fails must not keep the news from the others
                 sys.excepthook(*sys.exc_info())
+
+    def _abort(self) -> None:
+        """Ends what is not watched yet: without a lifeline it ends by itself."""
+        self._discard()
+        if self._popen is not None:
+            try:
+                self._popen.wait(_LAST_WORDS)
+            except subprocess.TimeoutExpired:
+                self._popen.kill()
+                self._popen.wait()
 
     def _discard(self) -> None:
         forget(self._lifeline.fileno())

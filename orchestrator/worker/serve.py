@@ -20,8 +20,6 @@ _PDEATHSIG = 1
 def serve(options: Dict[str, str], keeper: int, began: float) -> NoReturn:
     """Serves one family until BYE; ends the process."""
     faulthandler.enable(all_threads=False)  # short, so that the last lines hold all of it
-    if hasattr(signal, "SIGUSR1"):
-        faulthandler.register(signal.SIGUSR1, all_threads=True)  # the coordinator asks where it hangs
     bootstrapped = time.monotonic()
     from orchestrator.worker.desk import Desk
     from orchestrator.worker.messages import Post

@@ -243,10 +243,9 @@ def test_kill_9_of_what_stands_above_leaves_nothing_of_a_sandbox(tmp_path, kille
 
 @confined
 @pytest.mark.slow
-def test_a_running_call_can_be_interrupted_and_a_hang_looked_at(start):
+def test_a_running_call_can_be_interrupted(start):
     worker = start("prying.py", "Prying", sandbox=True)
     future = worker.link.submit("nap", [600])
-    worker.process.dump_stacks()
     waited = threading.Event()
     for _ in range(3000):
         worker.process.interrupt()
@@ -254,7 +253,6 @@ def test_a_running_call_can_be_interrupted_and_a_hang_looked_at(start):
             break
     with pytest.raises(OrchestratorError, match="KeyboardInterrupt"):
         future.result(60)
-    assert any("prying" in line or "Thread" in line for line in worker.process.tail(200))
 
 
 @confined
