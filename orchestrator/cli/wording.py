@@ -8,7 +8,7 @@ import shlex
 
 import click
 
-__all__ = ["ARGUMENTS", "CLASS_OPTIONS", "KEYWORD", "WORKFLOW_KEYS", "in_words_of", "option_names"]
+__all__ = ["ARGUMENTS", "CLASS_OPTIONS", "KEYWORD", "file_keys", "in_words_of", "option_names"]
 
 KEYWORD = re.compile(
     r"(?<![-\w.])(?P<name>[a-z]\w*)=(?!=)(?P<value>'[^']*'|\[[^\]]*\]|[\w.+/:-]*\w)?"
@@ -27,34 +27,26 @@ ARGUMENTS = {
 }  # fmt: skip
 """What hints name of a method: written as in Python by `call` too."""
 
-WORKFLOW_KEYS = {
-    "allow_ignored_keys", "checkpoint", "device_map", "devices", "dtype", "max_memory", "python", "replicas", "sandbox",
-    "timeout", "trust_remote_code", "with_",
-}  # fmt: skip
-"""What the files of `run`, `matrix` and `bisect` have a key for, in Python's spelling."""
-
-FILE_COMMANDS = ("bisect", "matrix", "run")
-
 
 def in_words_of(command: click.Command | None, hint: str) -> str:
     """A hint with each keyword as the command's option or as its file's key; others stay as they are."""
     options = {} if command is None else option_names(command)
-    of_file = command is not None and command.name in FILE_COMMANDS
-    takes_options = "options" in options
+    keys = set() if command is None else file_keys(command)
 
     def words(found: re.Match[str]) -> str:
         name, value = found["name"] or found["bare"], found["value"]
         if name in options and name != "options":
             return _as_option(*options[name], value)
-        if of_file and name in WORKFLOW_KEYS | CLASS_OPTIONS:
-            key = name.rstrip("_")
-            return key if found["bare"] else f"{key}: {_as_yaml(value)}".rstrip(" ")
-        if takes_options and name in CLASS_OPTIONS and value:
+        if name in keys and found["name"]:
+            return f"{name.rstrip('_')}: {_as_yaml(value)}".rstrip(" ")
+        if name in CLASS_OPTIONS and keys and value:
+            return f"options: {{{name}: {_as_yaml(value)}}}"
+        if name in CLASS_OPTIONS and "options" in options and value:
             return f"-o {name}={_unquoted(value)}"
         return found[0]
 
     told = KEYWORD.sub(words, hint)
-    return OVERLAYS.sub(_as_list, told) if of_file else told
+    return OVERLAYS.sub(_as_list, told) if keys else told
 
 
 def option_names(command: click.Command) -> dict[str, tuple[str, str]]:
@@ -65,6 +57,19 @@ def option_names(command: click.Command) -> dict[str, tuple[str, str]]:
             off = option.secondary_opts[-1] if option.secondary_opts else ""
             found[option.name] = (max(option.opts, key=len), off)
     return found
+
+
+def file_keys(command: click.Command) -> set[str]:
+    """What the file that the command reads has keys for, in Python's spelling; empty where it reads none."""
+    if command.name == "run":
+        from orchestrator.workflow.schema import Model, Step
+
+        return {*Model.__struct_fields__, *Step.__struct_fields__}
+    if command.name in ("bisect", "matrix"):
+        from orchestrator.matrix.schema import LOADING, MatrixFile
+
+        return {*MatrixFile.__struct_fields__, *LOADING}
+    return set()
 
 
 def _as_option(name: str, off: str, value: str | None) -> str:

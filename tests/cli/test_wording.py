@@ -16,11 +16,10 @@ from orchestrator.cli.wording import (
     ARGUMENTS,
     CLASS_OPTIONS,
     KEYWORD,
-    WORKFLOW_KEYS,
+    file_keys,
     in_words_of,
     option_names,
 )
-from orchestrator.workflow.schema import Model, Step
 
 PACKAGE = Path(call.__file__).parents[1]
 NO_KEYWORDS = {"cpu", "seccomp", "systempaths"}
@@ -41,6 +40,8 @@ NO_KEYWORDS = {"cpu", "seccomp", "systempaths"}
         (run.command, "allow_ignored_keys=True", "allow_ignored_keys: true"),
         (call.command, "larger max_memory, `max_memory: x`", "larger --max-memory, `max_memory: x`"),
         (call.command, "attn_implementation='sdpa'", "-o attn_implementation=sdpa"),
+        (run.command, "attn_implementation='sdpa' (or 'eager')", "options: {attn_implementation: 'sdpa'} (or 'eager')"),
+        (matrix.command, "sandbox=False, timeout=", "sandbox=False, timeout:"),
         (call.command, "give prompt= instead", "give prompt= instead"),
         (call.command, "--with 'numpy<2'", "--with 'numpy<2'"),
         (run.command, "--with a --with 'numpy<2'.", "with: ['a', 'numpy<2']."),
@@ -102,19 +103,15 @@ def test_every_keyword_in_a_hint_is_known() -> None:
         "sandbox",
         "attn_implementation",
     } <= named  # all are looked at
-    known = (options & WORKFLOW_KEYS) | CLASS_OPTIONS | ARGUMENTS | NO_KEYWORDS
+    known = (options & file_keys(run.command)) | CLASS_OPTIONS | ARGUMENTS | NO_KEYWORDS
     assert {place for place in found if place[0] not in known} == set()
     assert named >= CLASS_OPTIONS | ARGUMENTS, "no hint names it any more"
-
-
-def test_what_files_have_a_key_for_is_one() -> None:
-    assert {*Model.__struct_fields__, *Step.__struct_fields__} >= WORKFLOW_KEYS
 
 
 def test_no_hint_repeats_itself_in_the_words_of_the_command_line() -> None:
     """Of an overlay alone `--with` is the common word; and a hint may name a whole command."""
     options = option_names(call.command)
-    flags = {options[name][0] for name in WORKFLOW_KEYS & set(options)} - {"--with"}
+    flags = {options[name][0] for name in file_keys(run.command) & set(options)} - {"--with"}
     outside = [
         (where, re.sub(r"`orchestrator [^`]*`", "", text))
         for where, text in hints()
