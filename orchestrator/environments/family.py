@@ -108,12 +108,14 @@ class Family:
         """This family on one version of Python, such as `3.10`, whatever its own range.
 
         Raises:
-            ConfigError: it is no text.
+            ConfigError: it is no text, or no version.
         """
         if not isinstance(version, str):
             raise ConfigError(
                 f"python is a text, not {version!r}", hint="write python='3.10': as a number that is 3.1"
             )
+        if not re.fullmatch(r"\d+(\.\d+){0,2}", version):
+            raise ConfigError(f"{version!r} is no version of Python", hint="write python='3.10'")
         return dataclasses.replace(self, requires_python=f"=={version}.*")
 
     def variant(self, with_: Sequence[str]) -> Family:

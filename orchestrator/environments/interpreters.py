@@ -22,6 +22,7 @@ from orchestrator.settings import Settings
 __all__ = ["Interpreter", "choose", "find_interpreter", "installed_interpreters"]
 
 MACHINE = f"{sys.platform}-{platform.machine()}"
+OLDEST = "3.8"
 RESCAN = 300.0
 """Seconds after which a preferred version that was missing is looked for again."""
 
@@ -82,20 +83,42 @@ def find_interpreter(
     if found is None or (minor is not None and found.minor != minor and _age(settings) > RESCAN):
         found = choose(installed_interpreters(settings, fresh=True), requires_python, minor)
     if found is None and settings.python_downloads:
-        wanted = minor or requires_python
+        wanted = minor if minor and _allows(requires_python, minor) else requires_python
         done = run_uv(settings, ["python", "install", wanted], listener=listener, subject=subject)
         if done.returncode != 0:
             raise refusal(f"Python {wanted} could not be downloaded", done, InterpreterNotFound)
         found = choose(installed_interpreters(settings, fresh=True), requires_python, minor)
     if found is not None:
         return found
-    have = ", ".join(dict.fromkeys(i.version for i in installed_interpreters(settings))) or "none"
-    version = minor or _example(requires_python)
-    raise InterpreterNotFound(
-        f"no installed Python satisfies {requires_python!r}; installed: {have}",
-        hint=f"install one (`pyenv install {version}`, `uv python install {version}`, or your system's packages), "
-        "or set ORCHESTRATOR_PYTHON_DOWNLOADS=1 to let uv fetch it",
+    raise _not_found(installed_interpreters(settings), requires_python, minor, subject)
+
+
+def _not_found(
+    installed: Sequence[Interpreter], requires_python: str, minor: str | None, subject: str
+) -> InterpreterNotFound:
+    whose = f" of {subject}" if subject else ""
+    have = ", ".join(dict.fromkeys(i.version for i in installed)) or "none"
+    here = choose(installed, f">={OLDEST}", minor)
+    use = (
+        f"take one that is here (python='{here.minor}', or the family's requires-python), or " if here else ""
     )
+    usual = [f"3.{n}" for n in (*range(11, 30), 10, 9, 8)]
+    version = next((v for v in ([minor] if minor else []) + usual if _allows(requires_python, v)), None)
+    get = (
+        f"install Python {version}: `uv python install {version}`, `pyenv install {version}` or your system's "
+        "packages; ORCHESTRATOR_PYTHON_DOWNLOADS=1 lets uv fetch it"
+        if version
+        else f"see what can be installed: `uv python list`; workers run on {OLDEST} or later"
+    )
+    return InterpreterNotFound(
+        f"no installed Python satisfies {requires_python!r}{whose}; installed: {have}", hint=use + get
+    )
+
+
+def _allows(requires_python: str, minor: str) -> bool:
+    """Whether some release of the minor version is in the range."""
+    allowed = SpecifierSet(requires_python, prereleases=True)
+    return any(f"{minor}.{patch}" in allowed for patch in range(30))
 
 
 def choose(
@@ -123,7 +146,7 @@ def _ask_uv(settings: Settings) -> list[Interpreter]:
             and item.get("variant", "default") == "default"
             and item["path"]
         )
-        if usable and Version(item["version"]) >= Version("3.8"):
+        if usable and Version(item["version"]) >= Version(OLDEST):
             path = _base(Path(item["path"]))
             found.setdefault(path, Interpreter(path, item["version"], item.get("libc") or ""))
     base = _base(Path(getattr(sys, "_base_executable", sys.executable)))
@@ -136,14 +159,6 @@ def _base(path: Path) -> Path:
     """The one name of an interpreter that goes by several (`python`, `python3`, `python3.11`)."""
     real = path.resolve()
     return real if real.name.startswith("python") else path
-
-
-def _example(requires_python: str) -> str:
-    allowed = SpecifierSet(requires_python)
-    return next(
-        (f"3.{n}" for n in range(11, 30) if f"3.{n}.9" in allowed),
-        next((f"3.{n}" for n in range(10, 5, -1) if f"3.{n}.9" in allowed), requires_python),
-    )
 
 
 def _record(settings: Settings) -> Path:

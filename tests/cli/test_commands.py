@@ -224,6 +224,8 @@ def test_streams_print_as_they_come(model: Path) -> None:
         (["MODEL:Model.scale", "x=1", "-o", "factor"], 2, "write KEY=VALUE"),
         (["MODEL:Model.scale", "x=1", "-o", "replicas=2"], 2, "write --replicas"),
         (["MODEL:Model.scale", "x=1", "--timeout", "0"], 2, "--timeout"),
+        (["MODEL:Model.sleep", "--timeout", "0.2"], 1, "hint: raise --timeout"),
+        (["MODEL:Model.scale", "x=1", "--python", "newest"], 2, "no version of Python"),
         (["MODEL:Model.count", "to=1", "--stream", "--out", "x.npz"], 2, "leave out --map and --out"),
         (["MODEL:Model.grid", "n=1", "--out", "/no/such/x.npz"], 2, "there is no folder /no/such"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.environments import interpreters
 from orchestrator.environments.interpreters import find_interpreter
 from orchestrator.environments.lock import make_lock
 from orchestrator.environments.records import write_text
@@ -59,10 +60,34 @@ def test_kill_9_between_taking_the_old_one_away_and_the_rename(machine):
 
 def test_a_missing_interpreter_is_named_with_those_that_are_there(machine):
     with pytest.raises(InterpreterNotFound) as caught:
-        machine.ensure(machine.declare("family", python="==3.99.*"))
-    assert find_interpreter(machine.settings, ">=3.8").version in caught.value.message
+        machine.ensure(machine.declare("family", python="==3.29.*"))
+    here = find_interpreter(machine.settings, ">=3.8")
+    assert here.version in caught.value.message
+    assert f"python='{here.minor}'" in caught.value.hint
+    assert "`uv python install 3.29`" in caught.value.hint
     assert "ORCHESTRATOR_PYTHON_DOWNLOADS" in caught.value.hint
     assert caught.value.exit_code == 3
+
+
+def test_a_python_that_no_worker_runs_on_is_not_to_be_installed(machine):
+    with pytest.raises(InterpreterNotFound) as caught:
+        find_interpreter(machine.settings, "==3.7.*", minor="3.11")
+    assert "3.8 or later" in caught.value.hint
+    assert "python install" not in caught.value.hint
+
+
+def test_a_preferred_python_outside_of_the_range_is_not_downloaded(machine, monkeypatch):
+    asked = []
+
+    def run_uv(_, arguments, **options):
+        asked.append(arguments)
+        return subprocess.CompletedProcess(arguments, 2, "", "no such Python")
+
+    monkeypatch.setattr(interpreters, "run_uv", run_uv)
+    monkeypatch.setattr(interpreters, "installed_interpreters", lambda *_, **__: [])
+    with pytest.raises(InterpreterNotFound):
+        find_interpreter(machine.with_settings(python_downloads=True).settings, "==3.29.*", minor="3.11")
+    assert asked == [["python", "install", "==3.29.*"]]
 
 
 def test_a_broken_wheel(machine):
