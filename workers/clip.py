@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from orchestrator.worker.images import load_image
+from orchestrator.worker.images import as_list, load_image
 from orchestrator.worker.inference import CPU, compare, dtype_argument, dtype_on, map_batches, texts_of
 from orchestrator.worker.tiny import tiny_checkpoint
 
@@ -24,8 +24,8 @@ TOLERANCE = 2e-5
 class Clip:
     """A pair of towers in the layout of `openai/clip-vit-base-patch32`.
 
-    Pictures are paths, `data:` URLs, bytes, PIL images or uint8 arrays (height, width, 3). `half_on_gpu` is float16
-    where the device is a GPU.
+    Pictures, one or several, are paths, `data:` URLs, bytes, PIL images or uint8 arrays (height, width, 3).
+    `half_on_gpu` is float16 where the device is a GPU.
     """
 
     def __init__(self, checkpoint: str, *, placement: Any, half_on_gpu: bool = False) -> None:
@@ -41,11 +41,12 @@ class Clip:
         self.dtype = next(self.model.parameters()).dtype
         self.report = {"model": type(model).__name__, "dtype": str(self.dtype), "device": str(self.device)}
 
-    def embed_images(
-        self, images: Sequence[Any], *, batch_size: int = 32, normalize: bool = True
-    ) -> np.ndarray:
+    def embed_images(self, images: Any, *, batch_size: int = 32, normalize: bool = True) -> np.ndarray:
         """Vectors of the pictures, (pictures, dimensions) float32, in their order; of length 1 with `normalize`."""
-        return self._stack(map_batches(self._image_features, images, batch_size, what="pictures"), normalize)
+        numbered = list(enumerate(as_list(images)))
+        return self._stack(
+            map_batches(self._image_features, numbered, batch_size, what="pictures"), normalize
+        )
 
     def embed_texts(
         self, texts: Sequence[str], *, batch_size: int = 64, normalize: bool = True
@@ -54,7 +55,7 @@ class Clip:
         rows = map_batches(self._text_features, texts_of(texts), batch_size, length=len, what="texts")
         return self._stack(rows, normalize)
 
-    def scores(self, images: Sequence[Any], texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
+    def scores(self, images: Any, texts: Sequence[str], *, batch_size: int = 32) -> np.ndarray:
         """The model's logits for every picture and text, (pictures, texts) float32: likeness times its own scale."""
         scale = float(self.model.logit_scale.detach().float().exp())
         pictures = self.embed_images(images, batch_size=batch_size)
@@ -62,7 +63,7 @@ class Clip:
 
     def classify(
         self,
-        images: Sequence[Any],
+        images: Any,
         labels: Sequence[str],
         *,
         template: str = "a photo of a {}.",
@@ -92,10 +93,9 @@ class Clip:
         del self.model
 
     @torch.inference_mode()
-    def _image_features(self, images: List[Any]) -> np.ndarray:
-        pixels = self.image_processor([load_image(image) for image in images], return_tensors="pt")[
-            "pixel_values"
-        ]
+    def _image_features(self, numbered: Sequence[Tuple[int, Any]]) -> np.ndarray:
+        images = [load_image(image, f"images[{index}]") for index, image in numbered]
+        pixels = self.image_processor(images, return_tensors="pt")["pixel_values"]
         return _vectors(self.model.get_image_features(pixel_values=pixels.to(self.device, self.dtype)))
 
     @torch.inference_mode()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Union
+from typing import Any, Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from modelscope.models.multi_modal.clip.model import CLIPForMultiModalEmbedding, convert_weights
 
-from orchestrator.worker.images import load_image
+from orchestrator.worker.images import as_list, load_image
 from orchestrator.worker.inference import CPU, compare, map_batches, texts_of
 from orchestrator.worker.tiny import tiny_checkpoint
 
@@ -36,8 +36,8 @@ TOLERANCE = 1e-5
 class ModelscopeClip:
     """One Chinese CLIP pair.
 
-    Pictures are paths, `data:` URLs, bytes, PIL images or uint8 arrays (height, width, 3). `dtype` may be float32,
-    float16, or "auto": what the library does (float16 on a GPU, float32 on a CPU).
+    Pictures, one or several, are paths, `data:` URLs, bytes, PIL images or uint8 arrays (height, width, 3). `dtype` may
+    be float32, float16, or "auto": what the library does (float16 on a GPU, float32 on a CPU).
     """
 
     def __init__(self, checkpoint: str, *, placement: Any) -> None:
@@ -61,17 +61,16 @@ class ModelscopeClip:
             "dtype": str(self.clip.dtype),
         }
 
-    def embed_images(self, images: Sequence[Any], *, batch_size: int = 32) -> np.ndarray:
+    def embed_images(self, images: Any, *, batch_size: int = 32) -> np.ndarray:
         """Vectors of the pictures, (pictures, dimensions) float32 of length 1, in their order."""
-        return self._stack(map_batches(self._image_batch, images, batch_size, what="pictures"))
+        numbered = list(enumerate(as_list(images)))
+        return self._stack(map_batches(self._image_batch, numbered, batch_size, what="pictures"))
 
     def embed_texts(self, texts: Union[str, Sequence[str]], *, batch_size: int = 64) -> np.ndarray:
         """Vectors of the texts, (texts, dimensions) float32 of length 1, in their order; cut at 52 tokens."""
         return self._stack(map_batches(self._text_batch, texts_of(texts), batch_size, what="texts"))
 
-    def match(
-        self, images: Sequence[Any], texts: Union[str, Sequence[str]], *, batch_size: int = 32
-    ) -> np.ndarray:
+    def match(self, images: Any, texts: Union[str, Sequence[str]], *, batch_size: int = 32) -> np.ndarray:
         """Share of each text for each picture, (pictures, texts) float32; a row adds up to 1."""
         pictures = self.embed_images(images, batch_size=batch_size)
         logits = pictures @ self.embed_texts(texts, batch_size=batch_size).T / self.temperature()
@@ -80,7 +79,7 @@ class ModelscopeClip:
         return shares
 
     def rank(
-        self, images: Sequence[Any], texts: Union[str, Sequence[str]], *, batch_size: int = 32
+        self, images: Any, texts: Union[str, Sequence[str]], *, batch_size: int = 32
     ) -> List[List[Dict[str, Any]]]:
         """For each picture its texts, best first: [{"label", "score"}], the shares of `match`."""
         labels = texts_of(texts)
@@ -101,8 +100,8 @@ class ModelscopeClip:
         del self.model, self.clip
 
     @torch.inference_mode()
-    def _image_batch(self, images: List[Any]) -> np.ndarray:
-        pixels = np.stack([self._pixels(image) for image in images])
+    def _image_batch(self, numbered: Sequence[Tuple[int, Any]]) -> np.ndarray:
+        pixels = np.stack([self._pixels(load_image(image, f"images[{index}]")) for index, image in numbered])
         return self._unit(self.clip.encode_image(torch.from_numpy(pixels).to(self.device)))
 
     @torch.inference_mode()
@@ -114,11 +113,11 @@ class ModelscopeClip:
             ids[row, : len(inner) + 2] = [tokenizer.vocab["[CLS]"], *inner, tokenizer.vocab["[SEP]"]]
         return self._unit(self.clip.encode_text(torch.from_numpy(ids).to(self.device)))
 
-    def _pixels(self, image: Any) -> np.ndarray:
+    def _pixels(self, picture: Any) -> np.ndarray:
         """(3, resolution, resolution) float32: stretched to a square, scaled, normalised."""
         from PIL import Image
 
-        square = load_image(image).resize((self.resolution, self.resolution), Image.BICUBIC)
+        square = picture.resize((self.resolution, self.resolution), Image.BICUBIC)
         scaled = (np.asarray(square, np.float32) / np.float32(255) - MEAN) / DEVIATION
         return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 

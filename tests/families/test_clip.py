@@ -83,6 +83,18 @@ def test_scores_are_scaled_cosines_and_shares_add_up(clip, pictures):
     assert [len(row) for row in clip.classify(pictures, LABELS, top_k=2)] == [2] * len(pictures)
 
 
+def test_one_picture_is_a_list_of_one_and_a_picture_that_cannot_be_read_is_named_by_its_place(
+    clip, pictures, tmp_path
+):
+    file = tmp_path / "drawn.ppm"
+    file.write_bytes(b"P6 %d %d 255\n" % pictures[1].shape[1::-1] + pictures[1].tobytes())
+    expected = clip.embed_images(pictures[1:2])
+    for one in (str(file), file.read_bytes(), pictures[1]):
+        np.testing.assert_array_equal(clip.embed_images(one), expected)
+    with pytest.raises(RemoteError, match=r"images\[2\]: there is no file none\.png"):
+        clip.classify([*pictures[:2], "none.png"], LABELS, batch_size=2)
+
+
 def test_no_pictures_give_no_rows(clip):
     assert clip.embed_images([]).shape == (0, 24)
     assert clip.classify([], LABELS) == []

@@ -85,6 +85,9 @@ def test_rows_keep_their_order_and_do_not_depend_on_the_batch(base, pictures):
     np.testing.assert_allclose(base.embed_texts(TEXTS[2])[0], base.embed_texts(TEXTS)[2], atol=1e-6)
     assert base.embed_texts(["长" * 200]).shape == (1, 24)
     assert base.embed_images([]).shape == (0, 24)
+    np.testing.assert_allclose(base.embed_images(pictures[2]), together[2:3], atol=1e-6)
+    with pytest.raises(RemoteError, match=r"images\[1\]: there is no file none\.png"):
+        base.rank([pictures[0], "none.png"], TEXTS)
 
 
 def test_half_precision_is_near_and_another_dtype_is_refused(orchestrator, base_folder, base, pictures):
