@@ -6,7 +6,6 @@ The knowledge is data, `envs/known_pins.toml`; a project's own `envs/known_pins.
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from orchestrator.checkpoint_json import read_object
 from orchestrator.diagnosis import foresee, releases_knowing
 from orchestrator.environments import Catalog, Family
 from orchestrator.errors import CheckpointError, ConfigError
@@ -145,8 +145,8 @@ def gather(checkpoint: Path | str) -> Evidence:
         folder = folder.parent
     if not folder.is_dir():
         return Evidence(_plain_id(text), None, {})
-    config = _json(folder / "config.json")
-    if not config and (modelscope := _json(folder / "configuration.json")):
+    config = read_object(folder / "config.json")
+    if not config and (modelscope := read_object(folder / "configuration.json")):
         task = str(modelscope.get("task", "")).replace("-", "_")
         config = {"model_type": task} if task else {}
     name = config.get("_name_or_path")
@@ -296,16 +296,6 @@ def _entries(catalog: Catalog, kind: str) -> list[Mapping[str, Any]]:
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"not valid TOML: {error}", path=str(path)) from None
     return found
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    return value if isinstance(value, dict) else {}
 
 
 def _plain_id(text: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestrator.checkpoints.documents import read_object
+from orchestrator.checkpoint_json import read_object
 from orchestrator.checkpoints.locate import is_model_folder
 from orchestrator.checkpoints.spec import Spec
 from orchestrator.errors import CheckpointError

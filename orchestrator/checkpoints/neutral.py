@@ -14,7 +14,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from orchestrator.checkpoints.documents import Json, read_object
+from orchestrator.checkpoint_json import Json, read_object
 
 __all__ = ["copy_folder", "neutral_config", "neutral_tokenizer", "neutral_tokenizer_config", "neutralise"]
 

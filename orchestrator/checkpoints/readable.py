@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.specifiers import SpecifierSet
 
-from orchestrator.checkpoints.documents import Json, read_object
+from orchestrator.checkpoint_json import Json, read_object
 from orchestrator.errors import CheckpointError
 
 __all__ = ["TRAPS", "Metadata", "Problem", "Trap", "check_readable"]

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from packaging.version import InvalidVersion, Version
 
+from orchestrator.checkpoint_json import read_object
 from orchestrator.checkpoints import CheckpointStore, check_readable
 from orchestrator.checkpoints.readable import TRAPS
 from orchestrator.cli.console import Console, json_option, pass_console
@@ -144,10 +145,8 @@ def _pin(text: str) -> tuple[str, str]:
 
 def _describe(path: Path) -> dict[str, Any]:
     """Kind, model type, dtype and size of what is at `path`."""
-    import json
-
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    config = json.loads((path / "config.json").read_text("utf-8")) if (path / "config.json").is_file() else {}
+    config = read_object(path / "config.json") if path.is_dir() else {}
     return {
         "kind": path.suffix[1:] if path.is_file() else "folder",
         "model_type": config.get("model_type"),

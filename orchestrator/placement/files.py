@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint_json import read_json, read_object
 from orchestrator.errors import CheckpointError
 
 __all__ = ["DTYPE_SIZE", "Tensor", "read_safetensors", "read_torch_file", "tensors_of", "weight_files"]
@@ -115,10 +116,12 @@ def weight_files(path: Path) -> Iterator[tuple[str, Path]]:
 def _parts(folder: Path) -> list[Path]:
     names: list[str] = []
     if (folder / "model_index.json").is_file():
-        index = read_json(folder / "model_index.json")
+        index = read_object(folder / "model_index.json")
         names = [k for k, v in index.items() if isinstance(v, list) and not k.startswith("_")]
     elif (folder / "modules.json").is_file():
-        names = [str(m.get("path", "")) for m in _load(folder / "modules.json") if isinstance(m, dict)]
+        modules = read_json(folder / "modules.json")
+        listed = modules if isinstance(modules, list) else []
+        names = [str(module.get("path", "")) for module in listed if isinstance(module, dict)]
     return [folder / name for name in names if name and (folder / name).is_dir()]
 
 
@@ -143,27 +146,10 @@ def _folder_files(folder: Path) -> Iterable[Path]:
 
 def _shards(index: Path) -> list[str]:
     """The files that an index names."""
-    found = _load(index)
-    shards = found.get("weight_map") if isinstance(found, dict) else None
+    shards = read_object(index).get("weight_map")
     if not isinstance(shards, dict):
         raise CheckpointError(f"{index} has no weight_map", hint="fetch the checkpoint again")
     return sorted({str(name) for name in shards.values()})
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", hint="fetch the checkpoint again") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where the file is missing or holds something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _read(file: Path) -> Iterator[Tensor]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.checkpoint_json import read_object
 from orchestrator.errors import ConfigError
 from orchestrator.placement.allowance import Allowance, allowance_of, shape_of
 from orchestrator.placement.amount import NOTHING, Amount, Term, dtype_name
-from orchestrator.placement.files import Tensor, read_json, tensors_of, weight_files
+from orchestrator.placement.files import Tensor, tensors_of, weight_files
 from orchestrator.placement.gguf import config_of_gguf
 from orchestrator.placement.towers import own_part, towers_of
 
@@ -132,7 +133,7 @@ def needs_of(
     replace what config.json names under these keys. Folders that it names are counted wherever they are found.
 
     Raises:
-        CheckpointError: no such folder, or a damaged header.
+        CheckpointError: no such folder, or a damaged header or JSON file.
         ConfigError: an unknown dtype.
     """
     if checkpoint is None:
@@ -141,7 +142,7 @@ def needs_of(
         raise ConfigError("batch and context must be at least 1")
     path = Path(checkpoint).expanduser()
     tensors, notes = tensors_of(path)
-    config = read_json(path / "config.json") if path.is_dir() else {}
+    config = read_object(path / "config.json") if path.is_dir() else {}
     if not config and (file := next((f for _, f in weight_files(path) if f.suffix == ".gguf"), None)):
         config = config_of_gguf(file)
     numbers = shape_of(config)

@@ -52,7 +52,9 @@ def test_a_damaged_header_names_its_file(tmp_path, damage):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("modules.json", "{", "modules.json cannot be read"),
+        ("modules.json", "{", r"modules\.json cannot be read: .*line 1 column 2"),
+        ("model_index.json", "{", r"model_index\.json cannot be read"),
+        ("model_index.json", "[" * 100_000, r"model_index\.json cannot be read"),
         ("model.safetensors.index.json", '{"weight_map": ["a"]}', "index.json has no weight_map"),
         ("pytorch_model.bin.index.json", '{"weight_map": ', "index.json cannot be read"),
     ],
@@ -61,6 +63,13 @@ def test_a_damaged_list_of_files_is_named(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(CheckpointError, match=words):
         tensors_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["modules.json", "model_index.json"])
+def test_a_list_of_parts_that_holds_something_else_names_none(tmp_path, name):
+    (tmp_path / name).write_text("5")
+    write_safetensors(tmp_path / "model.safetensors", {"x.weight": ("F32", (3,))})
+    assert names(tmp_path) == ["model.safetensors"]
 
 
 def test_nothing_there(tmp_path):

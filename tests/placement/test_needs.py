@@ -209,6 +209,15 @@ def test_an_estimate_equals_what_the_files_say(llama):
     assert read.total == computed.total
 
 
+def test_a_damaged_config_is_not_taken_for_none(llama):
+    """Without it nothing would be counted for running the model."""
+    folder = llama()
+    (folder / "config.json").write_text('{"model_type": ')
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read: .*line 1 column 16") as caught:
+        needs_of(folder)
+    assert caught.value.hint == "fetch the checkpoint again"
+
+
 def test_an_unknown_kind_of_model_says_that_it_is_a_guess():
     needs = estimate_from_config(
         {"hidden_size": 8, "num_hidden_layers": 2, "model_type": "strange", "vocab_size": 9}
