@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import Orchestrator
 from orchestrator.cli.main import COMMANDS
 from orchestrator.workflow import Workflow
 
@@ -31,9 +32,16 @@ def test_python_compiles(code: str) -> None:
     compile(code, "README.md", "exec")
 
 
-def test_the_workflow_is_one() -> None:
+@pytest.mark.slow
+def test_the_workflow_runs_as_it_stands(tmp_path: Path) -> None:
     (text,) = blocks("yaml")
-    assert [step.id for step in Workflow.parse(text, name="README.md").file.steps] == ["labels", "vector"]
+    (tmp_path / "photos").mkdir()
+    for shade in (0, 200):
+        (tmp_path / "photos" / f"{shade}.jpg").write_bytes(b"P6 64 48 255\n" + bytes([shade]) * (64 * 48 * 3))
+    with Orchestrator() as orc:
+        run = Workflow.parse(text, name="README.md", base=tmp_path).run(orc, out=tmp_path / "out")
+    assert run.exit_code == 0
+    assert [(bool(row["label"]), row["vector"].shape) for row in run.results()] == [(True, (384,))] * 2
 
 
 def test_every_command_is_named_and_exists() -> None:
