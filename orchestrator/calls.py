@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from orchestrator.errors import DeadlineExceeded, OrchestratorError
 from orchestrator.links import RemoteFuture
+from orchestrator.waiting import GLANCE
+from orchestrator.worker.interrupts import listening
 
 __all__ = ["Call", "CallFuture", "Link", "Mover", "Schedulable"]
 
@@ -130,16 +132,17 @@ class Mover:
             DeadlineExceeded: the call's deadline passed before the move began.
             PlacementError, WorkerError, LoadError: as `Replica.move`.
         """
-        left = call.remaining()
-        if not self._lock.acquire(timeout=-1 if left is None else left):
-            raise DeadlineExceeded(f"call of {call.method!r}: the deadline passed while its model moved")
+        while not self._lock.acquire(timeout=min(GLANCE, call.remaining() or GLANCE)):
+            with listening():
+                pass
         try:
             if replica.link is not link:
                 return replica.link is not None  # another call has moved it already
             with self._withdrawn(replica):
                 while replica.in_flight:
                     call.remaining()
-                    time.sleep(DRAIN_PAUSE)
+                    with listening():
+                        time.sleep(DRAIN_PAUSE)
                 return replica.move()
         finally:
             self._lock.release()

@@ -25,6 +25,7 @@ from orchestrator.scheduling import Call
 from orchestrator.settings import Settings, load_settings
 from orchestrator.spreading import Spread
 from orchestrator.status import Status
+from orchestrator.worker.interrupts import undisturbed
 
 __all__ = ["Model", "Orchestrator"]
 
@@ -297,8 +298,15 @@ class Orchestrator:
             fspath(family), checkpoint, listed("with_", with_), name, replicas, dtype, device_map, devices, max_memory, python, keep_alive,
             trust_remote_code, allow_ignored_keys, sandbox, environment, options,
         )  # fmt: skip
+        model = None
         try:
-            return Model(self, self._coordinator, self._coordinator.load(request))
+            with undisturbed:
+                model = Model(self, self._coordinator, self._coordinator.load(request))
+            return model  # noqa: RET504 - Ctrl-C may come at the block's end
+        except KeyboardInterrupt:
+            if model is not None:
+                model.unload()
+            raise
         except LoadError as error:
             if (
                 checkpoint is None

@@ -30,6 +30,7 @@ from orchestrator.settings import Settings
 from orchestrator.specification import Specification
 from orchestrator.status import Status, status_of
 from orchestrator.waiting import result_of
+from orchestrator.worker.interrupts import listening, undisturbed
 
 __all__ = ["Coordinator", "LoadRequest"]
 
@@ -92,7 +93,10 @@ class Coordinator:
             ConfigError, ProvisioningError, CheckpointError, PlacementError, WorkerError, LoadError.
         """
         self.check_usable()
-        return self._deploy(self._specify(request), renamed=request.name is None)
+        with undisturbed:
+            with listening():
+                specification = self._specify(request)
+            return self._deploy(specification, renamed=request.name is None)
 
     def self_test(self, family_name: str, with_: Sequence[str] = ()) -> Mapping[str, Any]:
         """Runs a family's self-test in its environment; `ok` tells whether its numbers are the recorded ones.
@@ -109,12 +113,13 @@ class Coordinator:
         environment = self.environments.ensure(family, self.listener)
         name = f"self-test of {family.label}"
         what = Specification(name, runner, environment, None, tested, device_map="cpu")
-        deployment = self._deploy(what, renamed=True)
-        try:
-            result: Mapping[str, Any] = deployment.call(Call("run"))
-            return result
-        finally:
-            self.unload(deployment.name)
+        with undisturbed:
+            deployment = self._deploy(what, renamed=True)
+            try:
+                result: Mapping[str, Any] = deployment.call(Call("run"))
+                return result
+            finally:
+                self.unload(deployment.name)
 
     def _deploy(self, specification: Specification, *, renamed: bool = False) -> Deployment:
         """Loads it, under another name if its own is taken and it may be `renamed`."""
@@ -132,9 +137,9 @@ class Coordinator:
                 specification, self.settings, self.room, lambda _: self._changed.set(), self._tell
             )
             self.deployments[specification.name] = deployment
-        if there is not None:  # quarantined, or being unloaded: this request is what replaces it
-            there.unload(self.settings.stop_grace)
         try:
+            if there is not None:  # quarantined, or being unloaded: this request is what replaces it
+                there.unload(self.settings.stop_grace)
             deployment.load(self.listener)
         except BaseException:
             deployment.unload(grace=0.0)
@@ -150,13 +155,14 @@ class Coordinator:
         """
         if self._pid != os.getpid():
             return  # as `close`: a block that a forked child leaves ends nobody's workers
-        with self._lock:
-            deployment = self.deployments.get(name)
-        if deployment is not None:
-            try:
-                deployment.unload(self.settings.stop_grace if grace is None else grace)
-            finally:
-                self._forget(deployment)
+        with undisturbed:
+            with self._lock:
+                deployment = self.deployments.get(name)
+            if deployment is not None:
+                try:
+                    deployment.unload(self.settings.stop_grace if grace is None else grace)
+                finally:
+                    self._forget(deployment)
 
     def _forget(self, deployment: Deployment) -> None:
         with self._lock:
@@ -183,6 +189,10 @@ class Coordinator:
         """Ends every worker. Safe to call twice, and from an exit hook."""
         if self._pid != os.getpid():
             return  # a forked child owns none of this
+        with undisturbed:
+            self._close()
+
+    def _close(self) -> None:
         if self._closed.is_set():
             return
         self._closed.set()

@@ -27,6 +27,7 @@ from orchestrator.processes import WorkerProcess
 from orchestrator.settings import Settings
 from orchestrator.specification import Room, Specification
 from orchestrator.states import TRANSITIONS, ReplicaState
+from orchestrator.waiting import taken
 
 __all__ = ["Replica"]
 
@@ -128,7 +129,7 @@ class Replica:
             PlacementError, WorkerStartError, WorkerDied, LoadError: as the step that failed.
             WorkerError: it was unloaded.
         """
-        with self._starting:
+        with taken(self._starting):
             found = self.state
             if found not in (ReplicaState.COLD, ReplicaState.CLOSED):
                 return
@@ -152,7 +153,7 @@ class Replica:
     def stop(self, grace: float) -> None:
         """Ends the worker for good: what it has to do may finish in `grace` seconds; then SIGTERM, then SIGKILL."""
         self._closed.set()
-        with self._stopping:
+        with taken(self._stopping):
             with self._lock:
                 if self.state is ReplicaState.CLOSED:
                     return
@@ -169,7 +170,7 @@ class Replica:
 
         The caller sees to it that it gets no new calls meanwhile.
         """
-        with self._stopping:
+        with taken(self._stopping):
             with self._lock:
                 if self.state is not ReplicaState.READY:
                     return False

@@ -20,6 +20,8 @@ from orchestrator.placement.ledger import Entry
 from orchestrator.settings import Settings
 from orchestrator.specification import Specification
 from orchestrator.states import ReplicaState
+from orchestrator.waiting import taken
+from orchestrator.worker.interrupts import listening
 
 __all__ = ["SharedRoom"]
 
@@ -122,7 +124,7 @@ class SharedRoom:
         told: set[str] = set()
         evicted: set[str] = set()
         while True:
-            with self._placing:
+            with taken(self._placing):
                 with self.ledger.held():  # other coordinators look at the same room
                     barred = self._siblings(specification, replica) | frozenset(away)
                     question = Question(
@@ -148,7 +150,8 @@ class SharedRoom:
                 told |= names
                 words = f"waiting for {_listed(names)} to become idle, whose room it needs"
                 self.listener(Event("worker", specification.name, words))
-            time.sleep(PAUSE)
+            with listening():
+                time.sleep(PAUSE)
 
     def _needs(self, specification: Specification) -> Needs:
         options = specification.options

@@ -23,7 +23,7 @@ from orchestrator.errors import (
 from orchestrator.events import Event, Listener, ignore
 from orchestrator.links import NotBegun
 from orchestrator.waiting import result_of
-from orchestrator.worker.interrupts import listening
+from orchestrator.worker.interrupts import undisturbed
 
 __all__ = ["Call", "CallFuture", "Link", "Schedulable", "Scheduler"]
 
@@ -92,9 +92,7 @@ class Scheduler:
                 return result
             finally:
                 self._give_back(replica)
-            with listening():
-                elsewhere = self._elsewhere(call, replica, link)
-            if not elsewhere:
+            if not self._elsewhere(call, replica, link):
                 raise self._in_the_end(call, short) from None
 
     def submit(self, call: Call) -> CallFuture:
@@ -120,7 +118,8 @@ class Scheduler:
         except RemoteError as error:
             raise self.explained(error) from None
         finally:
-            self._give_back(replica)
+            with undisturbed:  # it may have been dropped
+                self._give_back(replica)
 
     # -- slots ------------------------------------------------------------------------------------------
 

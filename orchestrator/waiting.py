@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from orchestrator.worker.interrupts import listening
 
-__all__ = ["GLANCE", "as_they_end", "exit_code_of", "join", "next_of", "result_of"]
+__all__ = ["GLANCE", "as_they_end", "exit_code_of", "join", "next_of", "result_of", "taken"]
 
 T = TypeVar("T")
 GLANCE = 0.5
@@ -67,6 +67,24 @@ def join(thread: threading.Thread) -> None:
     while thread.is_alive():
         with listening():
             thread.join(GLANCE)
+
+
+class _Lock(Protocol):
+    def acquire(self, blocking: bool = ..., timeout: float = ...) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+@contextmanager
+def taken(lock: _Lock) -> Iterator[None]:
+    """As `with lock`, for one that others keep for long."""
+    while not lock.acquire(timeout=GLANCE):
+        with listening():
+            pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def exit_code_of(process: subprocess.Popen[str], timeout: float | None = None) -> int:

@@ -13,6 +13,7 @@ from orchestrator.errors import OrchestratorError, ProtocolError, WorkerError
 from orchestrator.events import Event, Listener, Stage
 from orchestrator.worker import messages as m
 from orchestrator.worker.channel import Waiter
+from orchestrator.worker.interrupts import listening, undisturbed
 from orchestrator.worker.limits import DecodingError
 
 __all__ = ["Answer", "NotBegun", "PendingFuture", "PendingStream", "RemoteFuture"]
@@ -140,12 +141,13 @@ class RemoteFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Cancels; False if the answer is already here."""
-        if not super().cancel():
-            return False
-        if next(self._cancels) == 0:
-            self.set_running_or_notify_cancel()  # tells those in `wait` and `as_completed`
-            self._cancel_remotely()
-        return True
+        with undisturbed:
+            if not super().cancel():
+                return False
+            if next(self._cancels) == 0:
+                self.set_running_or_notify_cancel()  # tells those in `wait` and `as_completed`
+                self._cancel_remotely()
+            return True
 
 
 def tell(message: m.Message, listener: Listener, stage: Stage, subject: str) -> None:
@@ -158,4 +160,5 @@ def tell(message: m.Message, listener: Listener, stage: Stage, subject: str) -> 
         done, total = (
             x if isinstance(x, int | float) else None for x in (news.get("done"), news.get("total"))
         )
-        listener(Event(stage, subject, news["message"], done=done, total=total))
+        with listening():  # it is the user's
+            listener(Event(stage, subject, news["message"], done=done, total=total))

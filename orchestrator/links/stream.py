@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 from orchestrator.errors import OrchestratorError
 from orchestrator.links.pending import PendingStream
 from orchestrator.worker import messages as m
+from orchestrator.worker.interrupts import undisturbed
 
 if TYPE_CHECKING:
     from orchestrator.links.exchange import Exchange
@@ -65,10 +66,11 @@ class RemoteStream(Iterator[Any]):
 
     def close(self) -> None:
         """Cancels the method if it still runs. Items that came already are dropped."""
-        if not self._over:
-            self._over = True
-            self._link.abandon(self._ident, self._pending)
-        self._pending.items.clear()
+        with undisturbed:
+            if not self._over:
+                self._over = True
+                self._link.abandon(self._ident, self._pending)
+            self._pending.items.clear()
 
     def _wait(self) -> m.Message | None:
         """The next item's message; None at the end."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from orchestrator.worker import interrupts
 from orchestrator.worker.interrupts import listening, undisturbed
 
 
@@ -52,6 +56,54 @@ def test_it_is_heard_while_listening() -> None:
             press()
         with pytest.raises(KeyboardInterrupt):
             after_an_inner_one()
+
+
+def test_a_block_is_not_disturbed_where_the_one_around_it_listens() -> None:
+    reached = []
+
+    def block() -> None:
+        with undisturbed, listening():
+            with undisturbed:
+                press()
+                reached.append("inner")
+            reached.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
+    assert reached == ["inner"]
+
+
+def pressed_at(line: int) -> bool:
+    """Runs through a few blocks; whether so many lines of ours were run, at the last of which it was pressed."""
+    left = line
+
+    def look(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != interrupts.__file__:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                press()
+        return look
+
+    sys.settrace(look)
+    try:
+        with contextlib.suppress(KeyboardInterrupt), undisturbed, listening(), undisturbed:
+            pass
+    finally:
+        sys.settrace(None)
+    return left <= 0
+
+
+def test_it_comes_at_every_line_of_ours(handler: Any) -> None:
+    """The handler is back, and the next block is as good as the first."""
+    line = 1
+    while pressed_at(line):
+        assert signal.getsignal(signal.SIGINT) is handler
+        test_it_is_heard_at_the_end()
+        line += 1
+    assert line > 30
 
 
 def test_what_came_before_is_heard_when_listening_begins() -> None:
