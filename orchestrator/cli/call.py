@@ -13,6 +13,7 @@ import click
 from orchestrator.cli.console import Console, OutFile, json_option, pass_console
 from orchestrator.devices import parse_budgets
 from orchestrator.errors import ConfigError
+from orchestrator.worker.values import RawTensor
 
 __all__ = ["command"]
 
@@ -51,7 +52,11 @@ SHOWN = 1000  # elements of an array that are printed as numbers
     "--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds that the call may take."
 )
 @click.option("--stream", is_flag=True, help="Print pieces as they come.")
-@click.option("--out", type=OutFile(), help="Write the result's arrays to an .npz.")
+@click.option(
+    "--out",
+    type=OutFile(),
+    help="Write the result's arrays and bytes to an .npz; a result that is bytes as it is.",
+)
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run code from the checkpoint; needs a pinned revision."
 )
@@ -99,8 +104,6 @@ def command(
     chosen = _options(options, loading)
     if stream and (items is not None or out is not None):
         raise click.UsageError("--stream prints pieces as they come: leave out --map and --out")
-    if out is not None and out.suffix != ".npz":
-        out = out.with_name(f"{out.name}.npz")  # as numpy will
     with console.progress() as listener, Orchestrator(settings=console.settings, listener=listener) as orc:
         if family == "auto":
             family = _family_for(loading["checkpoint"], orc)
@@ -213,11 +216,10 @@ def _print_each(console: Console, results: Any, out: Path | None) -> None:
     if not isinstance(results, list):
         _print_result(console, results, out)
         return
-    arrays: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for number, result in enumerate(results):
-        console.json(_presentable(result, arrays, str(number)), indent=None)
-    if out is not None:
-        _write(console, out, arrays)
+        console.json(_presentable(result, found, str(number)), indent=None)
+    _write(console, found, out)
 
 
 def _print_stream(console: Console, pieces: Iterable[Any]) -> None:
@@ -233,37 +235,62 @@ def _print_stream(console: Console, pieces: Iterable[Any]) -> None:
 
 
 def _print_result(console: Console, result: Any, out: Path | None) -> None:
-    arrays: dict[str, Any] = {}
-    shown = _presentable(result, arrays, "result")
-    if out is not None:
-        _write(console, out, arrays)
+    found: dict[str, Any] = {}
+    shown = _presentable(result, found, "result")
     if isinstance(shown, str) and not console.json_output:
         console.data(shown)
     else:
         console.json(shown)
+    _write(console, found, out)
 
 
-def _write(console: Console, out: Path, arrays: dict[str, Any]) -> None:
-    import numpy as np
+def _write(console: Console, found: dict[str, Any], out: Path | None) -> None:
+    """Writes the arrays and bytes that were found in a result, by their path in it, or tells how to get them."""
+    if out is None:
+        if any(isinstance(value, bytes) or value.size > SHOWN for value in found.values()):
+            console.talk("--out FILE writes what is shown by its size only")
+    elif not found:
+        console.error(f"{out} was not written: there is no array in the result, and no bytes")
+    elif isinstance(whole := found.get("result"), bytes):
+        out.write_bytes(whole)
+        console.talk(f"{len(whole)} bytes in {out}")
+    else:
+        import numpy as np
 
-    np.savez(out, **arrays)
-    console.talk(f"{len(arrays)} arrays in {out}")
+        if out.suffix != ".npz":
+            out = out.with_name(f"{out.name}.npz")  # as numpy will
+        arrays: dict[str, Any] = {
+            name: np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
+            for name, value in found.items()
+        }
+        np.savez(out, **arrays)
+        console.talk(f"{len(found)} arrays in {out}")
 
 
-def _presentable(value: Any, arrays: dict[str, Any], name: str) -> Any:
-    """The value with arrays as nested lists, long ones as their dtype and shape; `arrays` collects them by path."""
+def _presentable(value: Any, found: dict[str, Any], name: str) -> Any:
+    """The value with arrays as nested lists, long ones as their dtype and shape, and bytes as their number.
+
+    `found` collects both by path; of a dtype that numpy does not have the bits, with its name at the path's end.
+    """
     if isinstance(value, dict):
-        return {str(key): _presentable(item, arrays, f"{name}.{key}") for key, item in value.items()}
+        return {str(key): _presentable(item, found, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, list):
-        return [_presentable(item, arrays, f"{name}.{index}") for index, item in enumerate(value)]
+        return [_presentable(item, found, f"{name}.{index}") for index, item in enumerate(value)]
     if isinstance(value, bytes):
+        found[name] = value
         return {"bytes": len(value)}
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        arrays[name] = value
-        size = 1
-        for extent in value.shape:
-            size *= extent
-        if size <= SHOWN and hasattr(value, "tolist"):
+    if hasattr(value, "__array_interface__") and not hasattr(
+        value, "dtype"
+    ):  # a picture, where Pillow is installed
+        import numpy as np
+
+        value = np.asarray(value)
+    if isinstance(value, RawTensor):
+        found[f"{name}.{value.dtype}"] = value.data
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        found[name] = value
+        if value.size <= SHOWN:
             return value.tolist()
-        return {"dtype": str(value.dtype), "shape": list(value.shape)}
-    return value
+    else:
+        return value
+    return {"dtype": str(value.dtype), "shape": list(value.shape)}

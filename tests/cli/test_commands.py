@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from conditions import until
 
+from orchestrator.cli.call import _presentable
+from orchestrator.worker.values import RawTensor
+
 MODEL = """
 # /// script
 # dependencies = ["numpy==2.2.6"]
@@ -34,6 +37,12 @@ class Model:
 
     def length(self, data):
         return len(data)
+
+    def picture(self):
+        return b"\\x89PNG" * 100_000
+
+    def both(self):
+        return {"data": b"abc", "list": [np.arange(2)]}
 
     def grid(self, n):
         return {"small": np.arange(3), "large": np.zeros((n, n), np.float32)}
@@ -164,6 +173,42 @@ def test_arrays_are_shown_short_and_written_whole(model: Path, tmp_path: Path) -
     assert shown == {"small": [0, 1, 2], "large": {"dtype": "float32", "shape": [50, 50]}}
     with np.load(out) as arrays:
         assert arrays["result.large"].shape == (50, 50)
+
+
+def test_bytes_are_shown_by_their_number_and_written_as_they_are(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    done = orchestrator("call", f"{model}:Model.picture", "--out", str(out))
+    assert (json.loads(done.stdout), out.read_bytes()) == ({"bytes": 400_000}, b"\x89PNG" * 100_000)
+    assert f"400000 bytes in {out}\n" in done.stderr
+    assert "--out FILE" in orchestrator("call", f"{model}:Model.picture").stderr
+
+
+def test_bytes_beside_others_are_arrays_of_bytes(model: Path, tmp_path: Path) -> None:
+    done = orchestrator("-q", "call", f"{model}:Model.both", "--out", str(tmp_path / "out"))
+    assert json.loads(done.stdout) == {"data": {"bytes": 3}, "list": [[0, 1]]}
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
+        assert arrays["result.data"].tobytes() == b"abc"
+        assert arrays["result.list.0"].tolist() == [0, 1]
+
+
+def test_what_has_no_array_and_no_bytes_leaves_no_empty_file(model: Path, tmp_path: Path) -> None:
+    done = orchestrator("-q", "call", f"{model}:double", "2", "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout, list(tmp_path.glob("out*"))) == (0, "4\n", [])
+    assert "was not written" in done.stderr
+
+
+def test_a_picture_is_an_array_and_a_dtype_without_numpy_its_bits() -> None:
+    pixels = np.zeros(2000, np.uint8)
+
+    class Picture:
+        __array_interface__ = pixels.__array_interface__
+
+    found: dict[str, object] = {}
+    shown = _presentable([Picture(), RawTensor("bfloat16", np.ones(2, np.uint16))], found, "result")
+    assert shown == [{"dtype": "uint8", "shape": [2000]}, {"dtype": "bfloat16", "shape": [2]}]
+    assert {key: str(value.dtype) for key, value in found.items()} == {  # type: ignore[attr-defined]
+        "result.0": "uint8", "result.1.bfloat16": "uint16",
+    }  # fmt: skip
 
 
 def test_lines_of_a_file_are_spread_over_replicas(model: Path, tmp_path: Path) -> None:
