@@ -25,7 +25,7 @@ GIB = 2**30
 @click.argument("workflow", required=False, type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
     "-i", "--input", "inputs", multiple=True, metavar="NAME=VALUE",
-    help="The value of an input; more than once for a list.",
+    help="The value of an input; more than once for a list. NAME alone: that variable's value.",
 )  # fmt: skip
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="The run's folder [default: runs/NAME-TIME]."
@@ -73,9 +73,11 @@ def command(
     else:
         from orchestrator.cli.run_replay import replay as run_again
 
-        if workflow is not None or inputs or resume is not None or any(switches.values()):
-            raise ConfigError("--replay makes a run again as it was: only --out and --sandbox go with it")
-        code = run_again(console, replay, out, sandbox=sandbox)
+        if workflow is not None or resume is not None or any(switches.values()):
+            raise ConfigError(
+                "--replay makes a run again as it was: only --out, --sandbox and --input of its secrets go with it"
+            )
+        code = run_again(console, replay, out, inputs, sandbox=sandbox)
     raise click.exceptions.Exit(code)
 
 
@@ -91,19 +93,22 @@ class _Chosen:
 def _chosen(path: Path | None, pairs: tuple[str, ...], resume: Path | None, sandbox: bool | None) -> _Chosen:
     from orchestrator.workflow import Workflow
     from orchestrator.workflow.inputs import parse_overrides
-    from orchestrator.workflow.record import read_record
+    from orchestrator.workflow.record import read_record, recorded_inputs
 
     inputs = parse_overrides(pairs)
     if resume is None:
         if path is None:
             raise ConfigError("WORKFLOW is missing", hint="orchestrator run FILE.yaml")
         return _Chosen(Workflow.read(path), inputs, sandbox)
-    told = read_record(resume / "run.json")["workflow"]
+    record = read_record(resume / "run.json")
+    told = record["workflow"]
     if path is not None:
         checked = Workflow.read(path)
     else:
         checked = Workflow.parse(told["text"], name=told["path"], base=Path(told["base"]))
-    return _Chosen(checked, {**told["inputs"], **inputs}, told.get("sandbox") if sandbox is None else sandbox)
+    command = f"orchestrator run{'' if path is None else f' {path}'} --resume {resume}"
+    known = recorded_inputs(record, inputs, checked.file, command)
+    return _Chosen(checked, known, told.get("sandbox") if sandbox is None else sandbox)
 
 
 def _run(
@@ -126,9 +131,11 @@ def _run(
         raise ConfigError("--resume goes on in its own folder: leave out --out")
     if parquet:
         check_parquet()
+    secrets = chosen.workflow.secrets(chosen.inputs)
     with (
+        secrets.hidden(),
         console.progress() as listener,
-        Orchestrator(settings=console.settings, listener=listener) as orc,
+        Orchestrator(settings=console.settings, listener=secrets.listener(listener)) as orc,
         _memory(console, orc, **cache) as memory,
     ):
         given: dict[str, Any] = {"inputs": chosen.inputs, "listener": listener, "memory": memory}

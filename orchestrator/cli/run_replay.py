@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.cli.console import Console
+from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.workflow import Run
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["replay"]
 
 
-def replay(console: Console, path: Path, out: Path | None, *, sandbox: bool | None) -> int:
+def replay(
+    console: Console, path: Path, out: Path | None, pairs: tuple[str, ...], *, sandbox: bool | None
+) -> int:
     """The exit code: 1 where anything differs or an item failed.
 
     What is missing of it (environments, checkpoints, packages) is made and fetched in the recorded versions, with the
@@ -25,7 +28,8 @@ def replay(console: Console, path: Path, out: Path | None, *, sandbox: bool | No
     from orchestrator.client import Orchestrator
     from orchestrator.environments import EnvironmentStore
     from orchestrator.workflow import replay as again
-    from orchestrator.workflow.record import read_record
+    from orchestrator.workflow.inputs import parse_overrides
+    from orchestrator.workflow.record import read_record, recorded_inputs
     from orchestrator.workflow.restoring import fetch_checkpoints, fetch_packages, restore_environments
 
     path = path / "run.json" if path.is_dir() else path
@@ -33,14 +37,26 @@ def replay(console: Console, path: Path, out: Path | None, *, sandbox: bool | No
     again.check_results(path.parent)
     workflow = again.recorded_workflow(record)
     told = record["workflow"]
+    given = parse_overrides(pairs)
+    for name in given:
+        if name not in told.get("withheld", ()):
+            raise ConfigError(
+                f"--input {name}: --replay takes the recorded value; only secrets are given again"
+            )
+    inputs = recorded_inputs(record, given, workflow.file, f"orchestrator run --replay {path}")
+    secrets = workflow.secrets(inputs)
     store = EnvironmentStore(console.settings)
     settings = dataclasses.replace(console.settings, offline=True)
-    with console.progress() as listener, Orchestrator(settings=settings, listener=listener) as orc:
+    with (
+        secrets.hidden(),
+        console.progress() as listener,
+        Orchestrator(settings=settings, listener=secrets.listener(listener)) as orc,
+    ):
         files = (orc.checkpoints, CheckpointStore(console.settings, store, orc.catalog))
         notes = fetch_packages(record, *files, listener)
         execution = workflow.start(
             orc,
-            inputs=told["inputs"],
+            inputs=inputs,
             out=out,
             listener=listener,
             sandbox=told.get("sandbox") if sandbox is None else sandbox,

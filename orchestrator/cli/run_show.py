@@ -49,7 +49,7 @@ def show_unfinished(console: Console, execution: Execution, error: BaseException
     folder = execution.folder
     if console.json_output and isinstance(error, OrchestratorError) and execution.record:
         console.json(_as_json(folder, error.exit_code, execution.record))
-    console.talk(f"what is finished is in {folder}; go on: orchestrator run --resume {folder}")
+    console.talk(f"what is finished is in {folder}; go on: {execution.resume}")
 
 
 def show_plan(console: Console, plan: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from orchestrator.workflow.graph import Node
 from orchestrator.workflow.models import LoadedModel, Roster
 from orchestrator.workflow.schema import OnError, Retry, Step
 from orchestrator.workflow.scope import Index, Outcome
+from orchestrator.workflow.secret_inputs import NO_SECRETS, Secrets
 from orchestrator.workflow.values import as_argument, received
 
 __all__ = ["Caller", "Job", "Memory"]
@@ -27,12 +28,16 @@ TAIL = 58  # characters of it that are shown while it comes
 
 @dataclass(eq=False)
 class Job:
-    """A step for one item, with its arguments. `unsure`: it must be looked up again once its model is loaded."""
+    """A step for one item, with its arguments.
+
+    `unsure`: it must be looked up again once its model is loaded. `secret`: it is given a secret.
+    """
 
     node: Node
     index: Index
     arguments: dict[str, Any]
     unsure: bool = False
+    secret: bool = False
 
     def __lt__(self, other: Job) -> bool:
         return (self.index, self.node.number) < (other.index, other.node.number)
@@ -66,12 +71,24 @@ class Memory:
 
 
 class Caller:
-    """Does jobs, on the threads of a pool. `stop` cancels those under way."""
+    """Does jobs, on the threads of a pool. `stop` cancels those under way.
+
+    Whatever holds a secret is not remembered: a key could be found again by trying values, and so could what is kept
+    under it be read. `given` are the steps that refer to one.
+    """
 
     def __init__(
-        self, memory: Memory, listener: Listener, on_error: OnError, *, pretend: bool = False
+        self,
+        memory: Memory,
+        listener: Listener,
+        on_error: OnError,
+        *,
+        pretend: bool = False,
+        secrets: Secrets = NO_SECRETS,
+        given: Collection[str] = (),
     ) -> None:
         self.memory, self.listener, self.on_error, self.pretend = memory, listener, on_error, pretend
+        self.secrets, self.given = secrets, given
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._futures: set[Future[Any]] = set()
@@ -86,7 +103,8 @@ class Caller:
 
     def prepare(self, job: Job) -> Outcome | None:
         """The outcome, where no call is needed for it."""
-        found = self.memory.recall(job)
+        job.secret = job.node.id in self.given or self.secrets.within(job.arguments)
+        found = None if job.secret else self.memory.recall(job)
         if found is None and self.pretend and job.node.model is not None:
             return Outcome("missing")
         return found
@@ -116,7 +134,7 @@ class Caller:
         answered()
         for place, (job, outcome) in enumerate(zip(jobs, outcomes, strict=True)):
             outcome.started, outcome.seconds, outcome.attempts = started + place * share, share, attempts
-            if outcome.status == "done":
+            if outcome.status == "done" and not (job.secret or self.secrets.within(outcome.value)):
                 self.memory.keep(job, outcome)
             else:
                 self.memory.forget(job)
@@ -156,7 +174,7 @@ class Caller:
         try:
             for piece in stream:
                 pieces.append(received(piece))
-                if isinstance(piece, str):
+                if isinstance(piece, str) and not job.secret:  # a secret in pieces cannot be crossed out
                     text = (text + piece)[-SHOWN:]
                     self.listener(Event("workflow", job.name, _tail(text)))
                 if self._stopped.is_set():

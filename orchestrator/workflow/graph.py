@@ -26,6 +26,7 @@ from orchestrator.workflow.references import (
     references_in,
 )
 from orchestrator.workflow.schema import LIST_TYPES, Condition, Step, WorkflowFile
+from orchestrator.workflow.secret_inputs import SECRET_TYPES, is_secret_input
 from orchestrator.workflow.values import FILE_PROPERTIES
 from orchestrator.workflow.when import TESTS
 from orchestrator.workflow.yaml_source import Place, YamlSource, nearest
@@ -189,9 +190,16 @@ def _check_variables(file: WorkflowFile, source: YamlSource, step: Step, place: 
 
 
 def _check_models(file: WorkflowFile, source: YamlSource) -> None:
-    for name in file.inputs:
+    for name, spec in file.inputs.items():
         if not NAME.fullmatch(name) or name in RESERVED:
             raise source.error(f"{name!r} cannot be the name of an input", ("inputs", name), key=True)
+        if spec.secret and spec.type not in SECRET_TYPES:
+            raise source.error(
+                f"a secret is of type {', '.join(SECRET_TYPES)}, and the input {name!r} is {spec.type}",
+                ("inputs", name, "secret"),
+                hint="make it 'type: text'",
+                key=True,
+            )
     for name, model in file.models.items():
         for option in model.options:
             if option in LOAD_ARGUMENTS:
@@ -210,6 +218,12 @@ def _check_model_references(file: WorkflowFile, source: YamlSource, value: Any, 
                 f"a model can refer to inputs only, and {reference} is none",
                 (*place, *tail),
                 hint=nearest(reference.name, file.inputs),
+            )
+        if place[-1] == "checkpoint" and is_secret_input(reference.name, file.inputs[reference.name]):
+            raise source.error(
+                f"{reference} is a secret, and a checkpoint's name is recorded",
+                (*place, *tail),
+                hint=f"if it is none: give the input {reference.name!r} 'secret: false'",
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from glob import escape, glob, has_magic
@@ -15,6 +16,7 @@ from msgspec import UNSET
 
 from orchestrator.errors import ConfigError
 from orchestrator.workflow.schema import Input, WorkflowFile
+from orchestrator.workflow.secret_inputs import Secrets, secrets_of
 from orchestrator.workflow.values import File
 from orchestrator.workflow.yaml_source import YamlSource, nearest
 
@@ -37,14 +39,18 @@ _SCALARS: dict[str, tuple[type, ...]] = {
 def parse_overrides(pairs: Sequence[str]) -> dict[str, list[str]]:
     """`name=VALUE` texts of the command line by name; a name may come more than once.
 
+    A name alone stands for the variable of that name: what stands on a command line can be seen by everybody.
+
     Raises:
-        ConfigError: one has no `=`.
+        ConfigError: one has no `=`, and there is no such variable.
     """
     found: dict[str, list[str]] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--input {pair!r}: expected NAME=VALUE")
+        if not equals and name in os.environ:
+            value = os.environ[name]
+        elif not equals or not name:
+            raise ConfigError(f"--input {pair!r}: expected NAME=VALUE, or the name of a variable that is set")
         found.setdefault(name, []).append(value)
     return found
 
@@ -91,10 +97,11 @@ def read_inputs(
             raise ConfigError(
                 f"the workflow {file.name!r} has no input {name!r}", hint=nearest(name, file.inputs)
             )
+    secrets = secrets_of(file, overrides)
     values = {}
     for name, spec in file.inputs.items():
         if name in overrides:
-            reader = _Reader(spec, fetch, Path.cwd(), partial(_refuse_override, name))
+            reader = _Reader(spec, fetch, Path.cwd(), partial(_refuse_override, name, secrets))
             values[name] = reader.read(reader.from_text(overrides[name]))
         elif spec.default is UNSET:
             raise source.error(
@@ -107,8 +114,8 @@ def read_inputs(
     return values
 
 
-def _refuse_override(name: str, text: str) -> ConfigError:
-    return ConfigError(f"--input {name}: {text}")
+def _refuse_override(name: str, secrets: Secrets, text: str) -> ConfigError:
+    return ConfigError(f"--input {name}: {secrets.text(text)}")
 
 
 class _Reader:

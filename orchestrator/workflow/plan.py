@@ -14,6 +14,7 @@ from orchestrator.workflow.engine import Engine, Sink
 from orchestrator.workflow.graph import Graph, Node
 from orchestrator.workflow.models import Roster
 from orchestrator.workflow.scope import Index, Outcome, Scope
+from orchestrator.workflow.secret_inputs import Secrets, steps_given
 
 __all__ = ["Plan", "make_plan"]
 
@@ -58,7 +59,9 @@ class _Counting(Sink):
         self.counts.setdefault(node.id, Counter())["cached" if outcome.cached else outcome.status] += 1
 
 
-def make_plan(graph: Graph, roster: Roster, inputs: Mapping[str, Any], memory: Memory) -> Plan:
+def make_plan(
+    graph: Graph, roster: Roster, inputs: Mapping[str, Any], memory: Memory, secrets: Secrets
+) -> Plan:
     """Walks through a workflow with what is cached.
 
     Raises:
@@ -66,7 +69,8 @@ def make_plan(graph: Graph, roster: Roster, inputs: Mapping[str, Any], memory: M
     """
     memory.begin(roster)
     scope, sink = Scope(graph, inputs), _Counting()
-    caller = Caller(memory, ignore, graph.file.on_error, pretend=True)
+    given = steps_given(graph, secrets.withheld)
+    caller = Caller(memory, ignore, graph.file.on_error, pretend=True, secrets=secrets, given=given)
     Engine(graph, scope, roster, caller, sink, ignore).run()
     steps = []
     for step in graph.file.steps:

@@ -16,9 +16,13 @@ from orchestrator.events import Listener
 from orchestrator.workflow.identity import code_of
 from orchestrator.workflow.inputs import FetchPackage
 from orchestrator.workflow.models import Models, Roster, Seat
+from orchestrator.workflow.schema import WorkflowFile
+from orchestrator.workflow.secret_inputs import Secrets, given_again
 from orchestrator.workflow.values import File, Unstorable, plain
 
-__all__ = ["describe_input", "describe_seat", "keep_locks", "lock_of", "package_fetcher", "read_record"]
+__all__ = [
+    "describe_input", "describe_seat", "keep_locks", "lock_of", "package_fetcher", "read_record", "recorded_inputs",
+]  # fmt: skip
 
 LOCK = "requirements.lock"
 
@@ -31,6 +35,7 @@ class _RecordedWorkflow(msgspec.Struct):
     text: str
     inputs: dict[str, Any]
     sandbox: bool | None = None
+    withheld: list[str] = []
 
 
 class _Record(msgspec.Struct):
@@ -75,24 +80,47 @@ def read_record(path: Path) -> dict[str, Any]:
     return found
 
 
-def describe_input(value: Any) -> Any:
-    """An input as JSON: files with their digests."""
+def recorded_inputs(
+    record: Mapping[str, Any], given: Mapping[str, Any], file: WorkflowFile, command: str
+) -> dict[str, Any]:
+    """The inputs of a recorded run, with those `given` in their places.
+
+    Raises:
+        ConfigError: a secret, which is not recorded, is not given again; with the `command` that gives it.
+    """
+    told = record["workflow"]
+    missing = [name for name in told.get("withheld", ()) if name in file.inputs and name not in given]
+    if missing:
+        names = ", ".join(map(repr, missing))
+        raise ConfigError(
+            f"{names}: given to that run as a secret, and not recorded",
+            hint=f"give it again: {command} {given_again(missing)}",
+        )
+    return {**told["inputs"], **given}
+
+
+def describe_input(name: str, value: Any, secrets: Secrets) -> Any:
+    """An input as JSON: files with their digests, secrets crossed out."""
+    return f"<{name}>" if name in secrets.withheld else secrets.value(_described(value))
+
+
+def _described(value: Any) -> Any:
     if isinstance(value, File):
         folder = Path(value.path).is_dir()
         return {"file": value.origin, "path": value.path, **({} if folder else {"digest": value.digest})}
     if isinstance(value, list):
-        return [describe_input(item) for item in value[:LONGEST]]
+        return [_described(item) for item in value[:LONGEST]]
     return plain(value)
 
 
-def describe_seat(roster: Roster, seat: Seat, *, look: bool) -> dict[str, Any]:
+def describe_seat(roster: Roster, seat: Seat, secrets: Secrets, *, look: bool) -> dict[str, Any]:
     """A model as JSON: what was asked for and what it became; `look` for its environment, where it is not known."""
     spec = seat.spec
     found: dict[str, Any] = {
         "family": seat.family,
         "with": spec.with_,
         "checkpoint": {"spec": seat.checkpoint},
-        "options": plain(seat.options),
+        "options": secrets.value(plain(seat.options)),
         "python": spec.python,
         "replicas": spec.replicas,
         "sandbox": seat.sandbox,
@@ -101,14 +129,14 @@ def describe_seat(roster: Roster, seat: Seat, *, look: bool) -> dict[str, Any]:
         "load_seconds": round(seat.seconds, 3) if seat.seconds else None,
     }
     if seat.error is not None:
-        found["error"] = seat.error.message
+        found["error"] = secrets.text(seat.error.message)
     environment = _environment_of(roster, seat, look=look)
     if environment is not None:
         found["environment"] = _environment(environment)
     with contextlib.suppress(OrchestratorError, Unstorable, OSError):
         found["code"] = code_of(roster.family(seat), seat.options)
     if seat.model is not None:
-        found["report"] = plain(dict(seat.model.report))
+        found["report"] = secrets.value(plain(dict(seat.model.report)))
         if seat.model.checkpoint is not None:
             found["checkpoint"] |= _fields(seat.model.checkpoint, ("hub", "id", "revision", "path", "notes"))
     return found

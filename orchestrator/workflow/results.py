@@ -19,6 +19,7 @@ from orchestrator.workflow.graph import Node
 from orchestrator.workflow.pieces import write_npy
 from orchestrator.workflow.references import ReferenceFailure, references_in
 from orchestrator.workflow.scope import Index, Outcome, Scope
+from orchestrator.workflow.secret_inputs import NO_SECRETS, Secrets
 from orchestrator.workflow.values import File, plain
 
 __all__ = ["ArrayFiles", "Bar", "Results", "StepTally"]
@@ -81,10 +82,10 @@ class ArrayFiles:
 
 
 class Results(Sink):
-    """Writes what a run makes, as it comes. `close` puts the rows in order."""
+    """Writes what a run makes, as it comes, secrets crossed out. `close` puts the rows in order."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, secrets: Secrets = NO_SECRETS) -> None:
+        self.folder, self.secrets = folder, secrets
         self.arrays = ArrayFiles(folder / "arrays")
         self.steps: dict[str, StepTally] = {}
         self.bars: list[Bar] = []
@@ -116,17 +117,18 @@ class Results(Sink):
                 failed = outcome.status == "failed"
                 self.bars.append(Bar(node.id, index, outcome.started, outcome.seconds, failed))
         if outcome.status == "failed" and len(self.errors) < ERRORS:
-            self.errors.append(_error(node, index, outcome))
+            error = self.secrets.value(_error(outcome))
+            self.errors.append({"step": node.id, "index": list(index), **error})
 
     def row(self, node: Node, index: Index, read: Callable[[Any], Any], scope: Scope) -> None:
         """Writes a line of results.jsonl."""
         at = dict(zip(node.axes, index, strict=True))
-        line: dict[str, Any] = {"index": list(index), "item": _items(node, at, scope)}
+        line: dict[str, Any] = {"index": list(index), "item": self.secrets.value(_items(node, at, scope))}
         if node.arguments["over"]:
             line["over"] = node.arguments["over"]
         errors, unread = _upstream(node, at, scope), dict[str, str]()
         for name, part in node.arguments["outputs"].items():
-            value, error = _read(read, part)
+            value, error = self._read(read, part)
             if error and not errors and not _absent(part, node, at, scope):
                 unread[name] = error
             key = "-".join(str(at[axis]) for axis in node.arguments["depends"][name]) or "all"
@@ -135,30 +137,30 @@ class Results(Sink):
             self._unread(name, index, error)
         errors |= unread
         if errors:
-            line["errors"] = errors
+            errors = line["errors"] = {name: self.secrets.text(error) for name, error in errors.items()}
         assert self._stream is not None
         self._stream.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._stream.flush()
         self._order.append((node.number, index))
         self.rows += 1
         if node.arguments["card"] and len(self.cards) < CARDS:
-            card = {name: _read(read, part)[0] for name, part in node.arguments["card"].items()}
+            card = {name: self._read(read, part)[0] for name, part in node.arguments["card"].items()}
             self.cards.append((index, {**card, "errors": errors}))
 
     def summary(self, node: Node, read: Callable[[Any], Any], scope: Scope) -> None:
         """Writes summary.json and keeps what the report shows."""
         for name, part in node.arguments["outputs"].items():
-            value, error = _read(read, part)
+            value, error = self._read(read, part)
             if error and name not in self.unread and not _absent(part, node, {}, scope):
                 self._unread(name, (), error)
             self.outputs[name] = self._plain(name, "all", value)
         if self.outputs:
             text = json.dumps(self.outputs, ensure_ascii=False, indent=2)
             (self.folder / "summary.json").write_text(text + "\n", encoding="utf-8")
-        self.shown["intro"] = _read(read, node.arguments["intro"])[0]
+        self.shown["intro"] = self._read(read, node.arguments["intro"])[0]
         for part in ("figures", "tables"):
             self.shown[part] = [
-                {key: plain(_read(read, value)[0]) for key, value in entry.items()}
+                {key: plain(self._read(read, value)[0]) for key, value in entry.items()}
                 for entry in node.arguments[part]
             ]
 
@@ -181,6 +183,13 @@ class Results(Sink):
         order = sorted(range(len(self._order)), key=lambda i: self._order[i])
         if order != list(range(len(order))):
             _reorder(self.folder / "results.jsonl", order)
+
+    def _read(self, read: Callable[[Any], Any], part: Any) -> tuple[Any, str]:
+        """What a part shows, or why there is nothing to show."""
+        try:
+            return self.secrets.value(read(part)), ""
+        except (ReferenceFailure, OSError, UnicodeDecodeError) as error:
+            return None, self.secrets.text(str(error))
 
     def _plain(self, column: str, key: str, value: Any) -> Any:
         count = 0
@@ -205,13 +214,6 @@ def _reorder(path: Path, order: list[int]) -> None:
             stream.seek(starts[number])
             target.write(stream.readline())
     fresh.replace(path)
-
-
-def _read(read: Callable[[Any], Any], part: Any) -> tuple[Any, str]:
-    try:
-        return read(part), ""
-    except (ReferenceFailure, OSError, UnicodeDecodeError) as error:
-        return None, str(error)
 
 
 def _items(node: Node, at: dict[str, int], scope: Scope) -> dict[str, Any]:
@@ -246,8 +248,8 @@ def _absent(part: Any, node: Node, at: dict[str, int], scope: Scope) -> bool:
     return False
 
 
-def _error(node: Node, index: Index, outcome: Outcome) -> dict[str, Any]:
-    found: dict[str, Any] = {"step": node.id, "index": list(index), "error": outcome.error}
+def _error(outcome: Outcome) -> dict[str, Any]:
+    found: dict[str, Any] = {"error": outcome.error}
     if outcome.hint:
         found["hint"] = outcome.hint
     trace = getattr(outcome.exception, "remote_traceback", "")

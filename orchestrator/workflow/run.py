@@ -33,6 +33,7 @@ from orchestrator.workflow.report import write_report
 from orchestrator.workflow.results import Results
 from orchestrator.workflow.schema import WorkflowFile, convert
 from orchestrator.workflow.scope import Scope
+from orchestrator.workflow.secret_inputs import Secrets, given_again, secrets_of, steps_given
 from orchestrator.workflow.tables import read_rows, to_arrow, to_pandas
 from orchestrator.workflow.values import plain
 from orchestrator.workflow.yaml_source import YamlSource
@@ -128,7 +129,9 @@ class Workflow:
         """
         fetch = package_fetcher(models, listener)
         values = read_inputs(self.file, self.source, inputs or {}, fetch, base=self.base)
-        return make_plan(self.graph, self.roster(models, values), values, memory or Memory())
+        secrets = secrets_of(self.file, inputs or {})
+        with secrets.hidden():
+            return make_plan(self.graph, self.roster(models, values), values, memory or Memory(), secrets)
 
     def roster(self, models: Models, inputs: Mapping[str, Any], *, sandbox: bool | None = None) -> Roster:
         """The models, none of them loaded.
@@ -186,6 +189,10 @@ class Workflow:
         folder = _folder(self.file.name, out, again=again)
         return Execution(self, roster, values, given, folder, listener, memory or Memory(), sandbox)
 
+    def secrets(self, inputs: Mapping[str, Any]) -> Secrets:
+        """The secrets among values that are given for inputs."""
+        return secrets_of(self.file, inputs)
+
 
 class Execution:
     """One run; `folder` is where it writes."""
@@ -202,13 +209,16 @@ class Execution:
         sandbox: bool | None = None,
     ) -> None:
         self.sandbox = sandbox
-        self.workflow, self.inputs, self.folder, self.listener = workflow, inputs, folder, listener
+        self.workflow, self.inputs, self.folder = workflow, inputs, folder
         self.overrides = overrides
+        self.secrets = workflow.secrets(overrides)
+        self.listener = self.secrets.listener(listener)
         self.roster = roster
         memory.begin(self.roster)
         self.scope = Scope(workflow.graph, inputs)
-        self.results = Results(folder)
-        caller = Caller(memory, self._heard, workflow.file.on_error)
+        self.results = Results(folder, self.secrets)
+        given = steps_given(workflow.graph, self.secrets.withheld)
+        caller = Caller(memory, self._heard, workflow.file.on_error, secrets=self.secrets, given=given)
         self.engine = Engine(workflow.graph, self.scope, self.roster, caller, self.results, self._heard)
         self.started = time.time()
         self.state = "running"
@@ -222,8 +232,13 @@ class Execution:
                 finished by then is in the folder.
             ConfigError: another run is writing to the folder.
         """
-        with self._alone():
+        with self._alone(), self.secrets.hidden():
             return self._run()
+
+    @property
+    def resume(self) -> str:
+        """The command that goes on with it."""
+        return f"orchestrator run --resume {self.folder} {given_again(self.secrets.withheld)}".rstrip()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -255,6 +270,7 @@ class Execution:
             self.roster.stop()
             failure = self._of_the_folder(error) if isinstance(error, OSError) else error
             self.state = "failed" if isinstance(error, Exception) else "interrupted"
+            self.secrets.cross_out_of(failure)
             self.error: str = str(getattr(failure, "message", failure) or type(failure).__name__)
         try:
             record = self._end()
@@ -290,7 +306,7 @@ class Execution:
         """Only the run's folder is written here: the disk is full, or the folder is gone."""
         return WorkflowError(
             f"cannot write to {self.folder}: {error.strerror or error}",
-            hint="make room there and go on: what is finished is kept (orchestrator run --resume)",
+            hint=f"make room there and go on: what is finished is kept ({self.resume})",
         )
 
     def _heard(self, event: Event) -> None:
@@ -304,7 +320,7 @@ class Execution:
         fresh.replace(self.folder / "run.json")
 
     def _record(self) -> dict[str, Any]:
-        roster = self.roster
+        roster, secrets = self.roster, self.secrets
         return {
             "version": 1,
             "name": self.workflow.file.name,
@@ -320,21 +336,25 @@ class Execution:
                 if step.id in self.results.steps
             },
             "models": {
-                name: describe_seat(roster, seat, look=self.look) for name, seat in roster.seats.items()
+                name: describe_seat(roster, seat, secrets, look=self.look)
+                for name, seat in roster.seats.items()
             },
-            "inputs": {name: describe_input(value) for name, value in self.inputs.items()},
+            "inputs": {name: describe_input(name, value, secrets) for name, value in self.inputs.items()},
             "errors": self.results.errors,
             "host": {
                 "orchestrator": __version__,
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "cpus": os.cpu_count(),
-                "command": sys.argv[1:],
+                "command": secrets.command(sys.argv[1:]),
             },
             "workflow": {
                 "path": self.workflow.source.name,
                 "base": str(self.workflow.base),
-                "inputs": plain(self.overrides),
+                "inputs": plain(
+                    {name: value for name, value in self.overrides.items() if name not in secrets.withheld}
+                ),
+                "withheld": list(secrets.withheld),
                 "sandbox": self.sandbox,
                 "text": self.workflow.source.text,
             },

@@ -56,6 +56,12 @@ class Input(_Strict, frozen=True, kw_only=True):
         | UnsetType
     ) = UNSET
     limit: Annotated[Positive | None, Meta(description="Take only the first so many items.")] = None
+    secret: Annotated[
+        bool | None,
+        Meta(
+            description="What is given for it is written and shown nowhere. Default: whether its name says so: token, api_key, password …"
+        ),
+    ] = None
     description: str = ""
 
 

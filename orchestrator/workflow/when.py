@@ -41,7 +41,7 @@ def _checked(name: str, value: Any, other: Any) -> bool:
 
 def _told(value: Any) -> str:
     if isinstance(value, str):
-        return f"the text {value[:40]!r}"
+        return f"the text {value!r}" if len(value) <= 40 else f"a text of {len(value)} characters"
     return str(value) if isinstance(value, (int, float)) else f"a {type(value).__name__}"
 
 

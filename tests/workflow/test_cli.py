@@ -29,6 +29,7 @@ inputs: {n: {type: list, default: [1, 2, 3]}}
 models: {m: {family: python}}
 steps: [{id: a, model: m, call: f, for_each: "${n}", with: {x: "${item}"}}]
 """
+SECRET = "hunter2-is-no-word"
 
 
 class FakeOrchestrator(FakeModels):
@@ -151,6 +152,38 @@ def test_a_sandbox_is_asked_for_again_when_a_run_goes_on(
     assert loaded("--resume", "out", "--fresh", "--no-sandbox") is False
 
 
+def test_resume_and_replay_ask_for_it_with_the_option_that_gives_it(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeOrchestrator, "method", staticmethod(lambda x: {"by": x}))
+    text = Path("w.yaml").read_text().replace("inputs: {", "inputs: {pin: {type: text, secret: true}, ")
+    Path("w.yaml").write_text(text.replace("${item}", "${pin} ${item}"))
+    assert run("w.yaml", "--input", f"pin={SECRET}", "--out", "out").exit_code == 0
+    for arguments in (("--resume", "out"), ("w.yaml", "--resume", "out"), ("--replay", "out/run.json")):
+        result = run(*arguments)
+        assert isinstance(result.exception, ConfigError)
+        assert (
+            result.exception.hint
+            == f"give it again: orchestrator run {' '.join(arguments)} --input pin=VALUE"
+        )
+    assert run("--resume", "out", "--input", f"pin={SECRET}").exit_code == 0
+    again = run("--replay", "out", "--input", f"pin={SECRET}", "--out", "again")
+    assert again.exit_code == 0, again.output
+    assert FakeOrchestrator.made[-1].calls("f")[0] == {"x": f"{SECRET} 1"}
+    refused = run("--replay", "out", "--input", "n=[1]", "--input", f"pin={SECRET}")
+    assert isinstance(refused.exception, ConfigError)
+    assert "only secrets are given again" in refused.exception.message
+
+
+def test_where_to_go_on_names_the_option(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeOrchestrator, "method", staticmethod(lambda x: 1 // int(x)))
+    text = Path("w.yaml").read_text().replace("inputs: {", "inputs: {token: {type: text}, ")
+    Path("w.yaml").write_text(text.replace("${item}", "${token}").replace("on_error: skip", "on_error: stop"))
+    result = run("w.yaml", "--input", f"token={SECRET}", "--out", "out")
+    assert "go on: orchestrator run --resume out --input token=VALUE" in result.stderr
+    assert SECRET not in f"{result.output} {result.exception}"
+
+
 def test_dry_run_shows_the_plan_and_makes_no_folder(run: Callable[..., Result]) -> None:
     result = run("w.yaml", "--dry-run")
     assert result.exit_code == 0, result.output
@@ -192,8 +225,8 @@ def test_replay_compares(run: Callable[..., Result], monkeypatch: pytest.MonkeyP
         (("w.yaml", "--input", "m=1"), "no input 'm'"),
         (("w.yaml", "--input", "n"), "expected NAME=VALUE"),
         (("--resume", ".", "--out", "x"), "cannot read it"),
-        (("--replay", ".", "w.yaml"), "only --out and --sandbox"),
-        (("--replay", ".", "--fresh"), "only --out and --sandbox"),
+        (("--replay", ".", "w.yaml"), "only --out, --sandbox"),
+        (("--replay", ".", "--fresh"), "only --out, --sandbox"),
     ],
 )
 def test_wrong_use_is_a_configuration_error(
