@@ -486,6 +486,39 @@ def test_run_json_says_what_ran(here: Path) -> None:
     assert not list(done.folder.glob(".*"))
 
 
+def test_what_json_has_no_number_for_is_null_in_every_file(here: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    value = {"n": nan, "deep": [inf, {"k": -inf}, np.float32(nan)], "array": np.array([nan, 1.0])}
+    done, _ = run(
+        """
+inputs: {x: {type: any}}
+steps: [{id: a, model: m, call: f, for_each: "${x}", with: {x: "${item}"}}, {id: b, call: collect, with: {values: "${x}"}}]
+outputs: {a: "${a}", b: "${b}"}
+report: {figures: [{label: n, value: "${b}"}]}
+""",
+        {"f": lambda x: value},
+        inputs={"x": [nan, inf]},
+    )
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    for name in ("results.jsonl", "summary.json", "run.json"):
+        for text in (
+            (done.folder / name).read_text().splitlines()
+            if name.endswith("l")
+            else [(done.folder / name).read_text()]
+        ):
+            json.loads(text, parse_constant=refuse)
+    assert rows(done)[0]["a"] | {"array": None} == {
+        "n": None,
+        "deep": [None, {"k": None}, None],
+        "array": None,
+    }
+    assert (rows(done)[0]["item"], summary(done)["b"]) == ({"item": None}, [None, None])
+    assert np.isnan(done.results()[0]["a"]["array"][0])
+
+
 def len_of(x: str) -> int:
     return len(x)
 
