@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from orchestrator.backoff import Backoff
 from orchestrator.devices import CPU
 from orchestrator.errors import (
     ConfigError,
@@ -33,10 +33,6 @@ __all__ = ["Replica"]
 
 log = logging.getLogger(__name__)
 
-DEATHS_ALLOWED = 5
-DEATHS_WINDOW = 300.0  # seconds
-FIRST_BACKOFF = 0.25  # seconds, doubled for each death in the window
-LONGEST_BACKOFF = 30.0
 INTERRUPT_AFTER = 1.0  # seconds that a cancelled call has to end by itself
 LAST_GRACE = 2.0  # seconds at most between SIGTERM and SIGKILL, after it was asked in vain
 INTERRUPT_EVERY = 0.5  # seconds; one that comes between two steps of ours is lost
@@ -74,7 +70,7 @@ class Replica:
         """The log file of the present life, or of the last one."""
         self.no_room: PlacementError | None = None
         """Why the last start that nobody waited for found no place."""
-        self._deaths: deque[float] = deque()
+        self._backoff = Backoff()
         self._reservation: Reservation | None = None
         self._moved: tuple[Placement, Reservation] | None = None
         """Where the next life begins, if that is settled already."""
@@ -341,19 +337,14 @@ class Replica:
     def _fell(self, error: OrchestratorError, *, counts: bool = True) -> None:
         """A life ended, or did not begin: there is another one after a pause, unless there were too many."""
         self.last_error = error
-        now = time.monotonic()
-        if counts:
-            self._deaths.append(now)
-        while self._deaths and self._deaths[0] < now - DEATHS_WINDOW:
-            self._deaths.popleft()
-        hopeless = isinstance(error, LoadError | ConfigError) or len(self._deaths) > DEATHS_ALLOWED
+        self._backoff.note(counts=counts)
+        hopeless = isinstance(error, LoadError | ConfigError) or self._backoff.exhausted
         self._become(ReplicaState.QUARANTINED if hopeless else ReplicaState.BACKOFF)
         threading.Thread(target=self._come_back, name=f"restart {self.name}", daemon=True).start()
 
     def _come_back(self) -> None:
         self._take_down(grace=0.0)
-        pause = min(FIRST_BACKOFF * 2 ** max(0, len(self._deaths) - 1), LONGEST_BACKOFF)
-        if self.state is not ReplicaState.BACKOFF or self._closed.wait(pause):
+        if self.state is not ReplicaState.BACKOFF or self._closed.wait(self._backoff.pause):
             return
         self.restarts += 1
         self._start_quietly()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conditions import LONG, until
 
-from orchestrator import replicas
+from orchestrator import backoff, replicas
 from orchestrator.deployments import Deployment
 from orchestrator.errors import LoadError, WorkerDied, WorkerError
 from orchestrator.links import LoadReport
@@ -97,7 +97,7 @@ class House:
         self.place: Callable[[], str] = lambda: "cuda:0"
         self.loading: Callable[[FakeProcess], object] = lambda process: None
         self.settings = Settings(stop_grace=LONG)
-        monkeypatch.setattr(replicas, "FIRST_BACKOFF", 0.01)
+        monkeypatch.setattr(backoff, "FIRST_PAUSE", 0.01)
         monkeypatch.setattr(replicas, "measured_memory", lambda *_: {})
         monkeypatch.setattr(replicas, "WorkerLink", lambda process: FakeLink(process, self))
         monkeypatch.setattr(replicas, "WorkerProcess", SimpleNamespace(spawn=lambda *_, **__: FakeProcess()))
@@ -138,7 +138,7 @@ def house(monkeypatch: pytest.MonkeyPatch) -> House:
 
 
 def test_what_has_just_died_is_not_evicted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "FIRST_BACKOFF", LONG)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE", LONG)
     replica = house.ready()
     replica._link.die()
     assert replica.state is ReplicaState.BACKOFF

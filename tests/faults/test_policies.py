@@ -12,7 +12,7 @@ import pytest
 from conditions import LONG, gone, until
 from house import House, lines
 
-from orchestrator import replicas
+from orchestrator import backoff
 from orchestrator.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -112,7 +112,7 @@ def test_all_workers_are_killed_at_once_and_all_come_back(house: House, busy: bo
 def test_a_death_while_it_comes_back_is_one_more_death(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE", 0.01)
     marker = tmp_path / "loads"
     model = house.load(name="weak", fail="die later until 4", marker=str(marker))
     with pytest.raises(WorkerDied):
@@ -127,8 +127,8 @@ def test_a_death_while_it_comes_back_is_one_more_death(
 def test_too_many_deaths_are_a_quarantine_with_its_reason(
     house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(replicas, "FIRST_BACKOFF", 0.001)
-    monkeypatch.setattr(replicas, "DEATHS_ALLOWED", 2)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(backoff, "DEATHS_ALLOWED", 2)
     marker = tmp_path / "loads"
     orc = house.open()
     model = house.load(orc, name="weak", fail="die later", marker=str(marker))
