@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from orchestrator.cli.console import Console
 from orchestrator.cli.run import command
 from orchestrator.cli.schema import command as schema
 from orchestrator.errors import ConfigError, WorkflowError
+from orchestrator.events import Event
 
 TEXT = """
 version: 1
@@ -38,7 +40,7 @@ class FakeOrchestrator(FakeModels):
 
     def __init__(self, *, settings: Any, listener: Any) -> None:
         super().__init__(python={"f": self.method})
-        self.settings, self.closed = settings, False
+        self.settings, self.listener, self.closed = settings, listener, False
         self.made.append(self)
 
     def __enter__(self) -> Self:
@@ -152,7 +154,7 @@ def test_a_sandbox_is_asked_for_again_when_a_run_goes_on(
     assert loaded("--resume", "out", "--fresh", "--no-sandbox") is False
 
 
-def test_resume_and_replay_ask_for_it_with_the_option_that_gives_it(
+def test_resume_and_replay_ask_for_a_secret_with_the_option_that_gives_it(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeOrchestrator, "method", staticmethod(lambda x: {"by": x}))
@@ -175,13 +177,24 @@ def test_resume_and_replay_ask_for_it_with_the_option_that_gives_it(
     assert "only secrets are given again" in refused.exception.message
 
 
-def test_where_to_go_on_names_the_option(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeOrchestrator, "method", staticmethod(lambda x: 1 // int(x)))
+def test_nothing_says_a_secret_and_where_to_go_on_names_its_option(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(x: str) -> None:
+        FakeOrchestrator.made[-1].listener(Event("state", "m", f"no login as {x}", state="quarantined"))
+        raise RuntimeError(x)
+
+    def close(*_: object) -> None:
+        logging.getLogger("orchestrator.replicas").warning(SECRET)
+
+    monkeypatch.setattr(FakeOrchestrator, "method", staticmethod(fail))
+    monkeypatch.setattr(FakeOrchestrator, "__exit__", close)
     text = Path("w.yaml").read_text().replace("inputs: {", "inputs: {token: {type: text}, ")
     Path("w.yaml").write_text(text.replace("${item}", "${token}").replace("on_error: skip", "on_error: stop"))
     result = run("w.yaml", "--input", f"token={SECRET}", "--out", "out")
     assert "go on: orchestrator run --resume out --input token=VALUE" in result.stderr
-    assert SECRET not in f"{result.output} {result.exception}"
+    assert "no login as <token>" in result.stderr
+    assert SECRET not in f"{result.output} {result.exception} {caplog.text}"
 
 
 def test_dry_run_shows_the_plan_and_makes_no_folder(run: Callable[..., Result]) -> None:

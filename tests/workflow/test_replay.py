@@ -102,6 +102,8 @@ def test_a_changed_file_is_refused(record: dict[str, Any]) -> None:
     fresh = recorded_workflow(record).start(models(), out="later")
     with pytest.raises(ConfigError, match="another number of files"):
         check_inputs(record, fresh.inputs)
+    record["inputs"]["photos"], record["workflow"]["withheld"] = "<photos>", ["photos"]
+    check_inputs(record, fresh.inputs)
 
 
 class Store:

@@ -17,7 +17,9 @@ from orchestrator.workflow import Workflow
 from orchestrator.workflow.cache import Cache, CacheMemory
 from orchestrator.workflow.identity import Identifier
 from orchestrator.workflow.inputs import parse_overrides
-from orchestrator.workflow.schema import Input
+from orchestrator.workflow.models import Roster, Seat
+from orchestrator.workflow.record import describe_seat
+from orchestrator.workflow.schema import Input, Model
 from orchestrator.workflow.secret_inputs import Secrets, is_secret_input
 
 VALUE = "hunter2-is-no-word"
@@ -38,7 +40,8 @@ steps:
 - {id: told, model: m, call: tell, with: {x: 1}}
 - {id: piece, model: m, stream: true, call: pieces, with: {x: "${token}"}}
 - {id: owned, model: kept, call: double, with: {x: 3}}
-- {id: bad, model: m, call: fail, with: {x: "${token}"}}
+- {id: gossip, model: m, stream: true, call: gossip, with: {x: 1}}
+- {id: bad, for_each: "${names}", model: m, call: fail, with: {x: "${token}"}}
 outputs: {greet: "${greet}", double: "${double}", told: "${told}", piece: "${piece}", bad: "${bad}"}
 report: {intro: "as ${token}", item: {title: "${token}", text: "${greet}"}, figures: [{label: l, value: "${token}"}]}
 """
@@ -55,6 +58,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "double": lambda x: x * 2,
     "tell": lambda x: f"somebody logged in with {VALUE} before",
     "pieces": lambda x: iter(["my ", x[:5], x[5:]]),
+    "gossip": lambda x: iter([f"{VALUE} it was"]),
     "fail": fail,
 }
 
@@ -101,15 +105,27 @@ def test_the_value_comes_to_the_workers_and_into_no_file_event_or_log(
     assert done.record["errors"][0]["error"] == "no login as '<token>'"
     assert done.record["host"]["command"] == ["run", "--input=token=<token>", "-i", "token=<token>"]
     assert (done.record["workflow"]["inputs"], done.record["workflow"]["withheld"]) == ({}, ["token"])
-    assert VALUE[:5] not in " ".join(event.message for event in house.events)
-    assert caplog.messages == ["m: no login as '<token>'"]
+    assert "my" not in " ".join(event.message for event in house.events)  # it would come in two pieces
+    assert caplog.messages == 2 * ["m: no login as '<token>'"]
+    assert VALUE not in " ".join(event.message for event in house.events)
 
 
 def test_what_holds_a_secret_is_not_cached_and_the_rest_is(house: House) -> None:
     house.run(out="first")
     second = house.run(out="second")
     computed = [method for _, method, _ in house.models.log]
-    assert sorted(computed) == ["double", "fail", "greet", "greet", "pieces", "size", "size", "tell"]
+    assert sorted(computed) == [
+        "double",
+        "fail",
+        "fail",
+        "gossip",
+        "greet",
+        "greet",
+        "pieces",
+        "size",
+        "size",
+        "tell",
+    ]
     assert (
         second.record["steps"]["double"]["cached"] == 2
     )  # made of what a secret's step gave, without the secret
@@ -117,12 +133,13 @@ def test_what_holds_a_secret_is_not_cached_and_the_rest_is(house: House) -> None
     assert (planned.cached, planned.run) == (0, 1)
     house.run(TEXT.replace("{type: text}", "{type: text, secret: false}"), out="third")
     house.run(TEXT.replace("{type: text}", "{type: text, secret: false}"), out="fourth")
-    assert [method for _, method, _ in house.models.log] == ["fail"]
+    assert [method for _, method, _ in house.models.log] == ["fail", "fail"]
 
 
-def plan(house: House) -> Any:
-    memory = CacheMemory(house.cache, Identifier(house.models))
-    return Workflow.parse(TEXT).plan(house.models, inputs={"token": VALUE}, memory=memory)
+def plan(house: House, text: str = TEXT, secret: str = VALUE) -> Any:
+    models = FakeModels(one=METHODS, two=METHODS)
+    memory = CacheMemory(house.cache, Identifier(models))
+    return Workflow.parse(text).plan(models, inputs={"token": secret}, memory=memory)
 
 
 def test_loops_over_secrets_are_given_them(house: House) -> None:
@@ -135,16 +152,37 @@ def test_loops_over_secrets_are_given_them(house: House) -> None:
     house.run(text, inputs={"names": [[{"pin": 12}, {"pin": 34}], [{"pin": 5}]]}, out="first")
     house.run(text, inputs={"names": [[{"pin": 12}, {"pin": 34}], [{"pin": 5}]]}, out="second")
     assert {told["x"] for told in house.models.calls("double")} == {12, 34, 5, 3}
+    done = house.run(text, inputs={"names": [["hunter3"], ["hunter4", 5]]}, out="texts")
+    assert "hunter" not in (done.folder / "results.jsonl").read_text()
 
 
-def test_an_error_that_ends_the_run_has_no_secret(house: House) -> None:
+def test_an_error_that_ends_the_run_has_no_secret(house: House, here: Path) -> None:
     with pytest.raises(WorkflowError) as caught:
-        house.run(TEXT.replace("on_error: skip", "on_error: stop"))
+        house.run(TEXT.replace("on_error: skip", "on_error: stop"), out="out")
     error: BaseException | None = caught.value
     while error is not None:
         told = [str(error), *getattr(error, "__notes__", ()), getattr(error, "remote_traceback", "")]
         assert VALUE not in " ".join(told)
         error = error.__cause__
+    assert VALUE not in (here / "out" / "run.json").read_text()
+
+
+def test_a_condition_quotes_no_secret_nor_the_beginning_of_one(house: House) -> None:
+    asked = TEXT.replace("call: tell,", 'call: tell, on_error: stop, when: {value: "${token}", above: 1},')
+    for secret in (VALUE, VALUE * 4):
+        with pytest.raises(WorkflowError, match=r"above 1\.0 cannot be asked of") as caught:
+            plan(house, asked, secret)
+        assert VALUE not in caught.value.message
+
+
+def test_what_is_recorded_of_a_model_has_no_secret(here: Path) -> None:
+    models = FakeModels(two=METHODS)
+    secrets = Secrets({"token": [VALUE]})
+    seat = Seat("kept", Model(family="two"), "two", None, {"login": [VALUE]})
+    seat.model, seat.error = models.load("two", name="kept"), WorkflowError(f"no login with {VALUE}")
+    seat.model.report = {"as": VALUE}
+    roster = Roster(models, {}, {}, here)
+    assert VALUE not in json.dumps(describe_seat(roster, seat, secrets, look=False), default=str)
 
 
 @pytest.mark.parametrize(
