@@ -221,6 +221,8 @@ class WorkerProcess:
             str(self.environment.python), "-I", "-u", str(_MAIN), f"name={self.name}", *arguments,
             *self.meeting.arguments(), f"log={self.log_path}", f"lifeline={theirs[0]}", f"spawned={time.monotonic()}",
         ]  # fmt: skip
+        with listening():
+            pass  # while there is no process yet
         try:
             with self.log_path.open("ab") as log:
                 self._popen = subprocess.Popen(
