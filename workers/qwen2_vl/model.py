@@ -220,6 +220,8 @@ class Qwen2VL:
         return self.chat.inputs(chats, video_fps).to(self.device)
 
     def _request(self, request: Mapping[str, Any], index: int, shared: Mapping[str, Any]) -> Request:
+        if not isinstance(request, Mapping):
+            raise ValueError(f"requests[{index}] is a {type(request).__name__}, not a mapping")
         content = ("images", "prompt", "messages", "videos")
         try:
             options = {**shared, **{key: value for key, value in request.items() if key not in content}}
@@ -228,7 +230,7 @@ class Qwen2VL:
             clips = sum(part["type"] == "video" for turn in turns for part in turn["content"])
             every = list(rates) if isinstance(rates, (list, tuple)) else [rates] * clips
             return Request(turns, every, Sampling(**options), _size(turns))
-        except (ValueError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise type(error)(f"requests[{index}]: {error}") from error
 
     def _answers(self, requests: Sequence[Request]) -> List[Answered]:

@@ -236,6 +236,12 @@ def test_wrong_arguments_are_refused_in_words(
         models["qwen2-vl"].generate(**arguments)
 
 
+def test_a_wrong_request_of_a_batch_is_named(models: dict[str, Model]) -> None:
+    for wrong, words in (("a text", " is a str, not a mapping"), ({"prompt": 3}, ": prompt is a int")):
+        with pytest.raises(RemoteError, match=rf"ValueError: requests\[1\]{words}"):
+            models["qwen2-vl"].generate_batch([{"prompt": "a"}, wrong])
+
+
 def test_timings_and_report(models: dict[str, Model]) -> None:
     model = models["qwen2-vl"]
     answer = model.generate(images=[A], prompt=PROMPT, max_new_tokens=4, return_timings=True)
