@@ -184,7 +184,7 @@ def _words(match: re.Match[str], transformers: str, versions: Mapping[str, str])
             if known
             else "No released transformers up to 5.23 has it: it needs its own code"
         )
-        words["overlay"] = f"--with '{known}'" if known else "trust_remote_code with a pinned revision"
+        words["overlay"] = f"--with '{known}'" if known else "trust_remote_code=True with a pinned revision"
     if "module" in words:
         package = words["module"].split(".")[0]
         words["distribution"] = _table()["distribution"].get(package, package)

@@ -10,11 +10,8 @@ import click
 
 __all__ = ["ARGUMENTS", "CLASS_OPTIONS", "KEYWORD", "file_keys", "in_words_of", "option_names"]
 
-KEYWORD = re.compile(
-    r"(?<![-\w.])(?P<name>[a-z]\w*)=(?!=)(?P<value>'[^']*'|\[[^\]]*\]|[\w.+/:-]*\w)?"
-    r"|(?<![-\w.`])(?P<bare>[a-z]+(?:_[a-z]+)+)\b(?![(=])"
-)
-"""A keyword with its value or with none (`timeout=`), or a name that can be no English word (`max_memory`)."""
+KEYWORD = re.compile(r"(?<![-\w.])([a-z]\w*)=(?!=)('[^']*'|\[[^\]]*\]|[\w.+/:-]*\w)?")
+"""A keyword with its value or with none (`timeout=`). A bare name stays: it may be the key of some file."""
 
 OVERLAYS = re.compile(r"--with (?:'[^']*'|[\w.-]+)(?: --with (?:'[^']*'|[\w.-]+))*")
 """Of an overlay hints speak as the command line does, which says more in fewer signs."""
@@ -34,10 +31,10 @@ def in_words_of(command: click.Command | None, hint: str) -> str:
     keys = set() if command is None else file_keys(command)
 
     def words(found: re.Match[str]) -> str:
-        name, value = found["name"] or found["bare"], found["value"]
+        name, value = found.groups()
         if name in options and name != "options":
             return _as_option(*options[name], value)
-        if name in keys and found["name"]:
+        if name in keys:
             return f"{name.rstrip('_')}: {_as_yaml(value)}".rstrip(" ")
         if name in CLASS_OPTIONS and keys and value:
             return f"options: {{{name}: {_as_yaml(value)}}}"

@@ -38,7 +38,8 @@ NO_KEYWORDS = {"cpu", "seccomp", "systempaths"}
         (call.command, "sandbox=False, allow_ignored_keys=True", "--no-sandbox, --allow-ignored-keys"),
         (matrix.command, "allow_ignored_keys=True, dtype=auto", "--allow-ignored-keys, dtype: auto"),
         (run.command, "allow_ignored_keys=True", "allow_ignored_keys: true"),
-        (call.command, "larger max_memory, `max_memory: x`", "larger --max-memory, `max_memory: x`"),
+        (call.command, "larger max_memory=, `max_memory: x`", "larger --max-memory, `max_memory: x`"),
+        (matrix.command, "known: allow_ignored_keys, axes", "known: allow_ignored_keys, axes"),
         (call.command, "attn_implementation='sdpa'", "-o attn_implementation=sdpa"),
         (run.command, "attn_implementation='sdpa' (or 'eager')", "options: {attn_implementation: 'sdpa'} (or 'eager')"),
         (matrix.command, "sandbox=False, timeout=", "sandbox=False, timeout:"),
@@ -92,9 +93,7 @@ def name_of(target: ast.expr) -> str:
 
 def test_every_keyword_in_a_hint_is_known() -> None:
     options = set(option_names(call.command))
-    found = {
-        (match["name"], where) for where, text in hints() for match in KEYWORD.finditer(text) if match["name"]
-    }
+    found = {(match[1], where) for where, text in hints() for match in KEYWORD.finditer(text)}
     named = {name for name, _ in found}
     assert {
         "timeout",
@@ -106,6 +105,13 @@ def test_every_keyword_in_a_hint_is_known() -> None:
     known = (options & file_keys(run.command)) | CLASS_OPTIONS | ARGUMENTS | NO_KEYWORDS
     assert {place for place in found if place[0] not in known} == set()
     assert named >= CLASS_OPTIONS | ARGUMENTS, "no hint names it any more"
+
+
+def test_a_keyword_in_a_hint_is_written_with_its_sign() -> None:
+    """Of names alone nobody can tell whether a keyword is meant, or the key of some file."""
+    names = "|".join(name for name in option_names(call.command) if "_" in name.rstrip("_"))
+    bare = re.compile(rf"(?<![-\w.`'])({names})\b(?![=:])")
+    assert [(where, text) for where, text in hints() if bare.search(text.partition("known: ")[0])] == []
 
 
 def test_no_hint_repeats_itself_in_the_words_of_the_command_line() -> None:
