@@ -28,6 +28,7 @@ UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt")
     for unit, base in (("ib", 1024), ("b", 1000))
 }
+SMALLEST = 2**20  # bytes: with fewer and no unit, `16` was meant to be 16GiB
 UNLIMITED = 2**60  # cgroup v1 says "no limit" with a number near 2**63
 
 
@@ -152,12 +153,14 @@ def parse_size(value: int | str) -> int:
     """Bytes from `24GiB` (binary), `24GB` (decimal) or a plain number.
 
     Raises:
-        ConfigError: not a size, or not more than 0.
+        ConfigError: not a size, not more than 0, or a text without a unit of fewer bytes than anything here takes.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(value))
     unit = UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None or float(match[1]) <= 0:
         raise ConfigError(f"{value!r} is no size", hint="write 24GiB (binary), 24GB (decimal) or bytes")
+    if isinstance(value, str) and not match[2] and float(match[1]) < SMALLEST:
+        raise ConfigError(f"{value!r} has no unit: that is {value} bytes", hint=f"write {value.strip()}GiB")
     return int(float(match[1]) * unit)
 
 

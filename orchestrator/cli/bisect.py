@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from packaging.version import VERSION_PATTERN
 
 from orchestrator.cli.console import Console, json_option, pass_console
 from orchestrator.errors import ConfigError
@@ -40,6 +42,9 @@ def command(console: Console, matrix: Path, axis: str | None, good: str, bad: st
         others = tuple(
             (key, axis_values(file, key, console.settings, listener)[0]) for key in file.axes if key != name
         )
+        for option, version in (("--good", good), ("--bad", bad)):
+            if not re.fullmatch(VERSION_PATTERN, version, re.VERBOSE | re.IGNORECASE):
+                raise click.BadParameter(f"{version!r} is no version", param_hint=option)
         versions = [str(v) for v in releases(console.settings, name, f">={good},<={bad}", listener)]
         if len(versions) < 2 or versions[0] != good or versions[-1] != bad:
             raise ConfigError(f"{name} {good} and {bad} are not two releases, the older one first")

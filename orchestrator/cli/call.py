@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from orchestrator.cli.call_target import signature, target
 from orchestrator.cli.console import Console, OutFile, json_option, pass_console
 from orchestrator.devices import parse_budgets
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, RemoteError
 from orchestrator.worker.values import RawTensor
+
+if TYPE_CHECKING:
+    from orchestrator.client import Orchestrator
 
 __all__ = ["command"]
 
@@ -96,8 +99,11 @@ def command(
     """
     from orchestrator.client import Orchestrator
 
-    family, method, arguments = _target(family, method, arguments)
+    family, method, arguments = target(family, method, arguments)
     args, kwargs = _arguments(arguments)
+    for word in arguments:
+        if broken := _broken_json(word):
+            console.talk(broken)
     loading["devices"] = list(loading["devices"]) or None
     if loading["max_memory"] is not None:
         loading["max_memory"] = parse_budgets(loading["max_memory"], "--max-memory")
@@ -109,35 +115,27 @@ def command(
             family = _family_for(loading["checkpoint"], orc)
             console.talk(f"family: {family}")
         model = orc.load(family, **loading, **chosen)
-        if items is not None:
-            _print_each(console, model.map(method, _lines(items), *args, timeout=timeout, **kwargs), out)
-        elif stream:
-            _print_stream(console, model.stream(method, *args, timeout=timeout, **kwargs))
-        else:
-            _print_result(console, model.call(method, *args, timeout=timeout, **kwargs), out)
+        try:
+            if items is not None:
+                _print_each(console, model.map(method, _lines(items), *args, timeout=timeout, **kwargs), out)
+            elif stream:
+                _print_stream(console, model.stream(method, *args, timeout=timeout, **kwargs))
+            else:
+                _print_result(console, model.call(method, *args, timeout=timeout, **kwargs), out)
+        except RemoteError as error:
+            _explained(error, orc, family, method)
+            raise
 
 
-def _target(family: str, method: str | None, arguments: tuple[str, ...]) -> tuple[str, str, tuple[str, ...]]:
-    """Resolves `./file.py:Class.method`, whose METHOD argument is then the first of the call's arguments."""
-    path, colon, name = family.rpartition(":")
-    if not (colon and path.endswith(".py")) or _has_class(path, name):
-        if method is None:
-            raise ConfigError("METHOD is missing", hint=f"orchestrator family show {family}")
-        return family, method, arguments
-    if method is not None:
-        arguments = (method, *arguments)
-    owner, dot, attribute = name.rpartition(".")
-    target, method = (f"{path}:{owner}", attribute) if dot else (path, name)
-    return target, method, arguments
+def _explained(error: RemoteError, orc: Orchestrator, family: str, method: str) -> None:
+    """Wrong arguments: how the method is declared."""
+    from orchestrator.environments.script import script_target
 
-
-def _has_class(path: str, name: str) -> bool:
-    """Whether the file has a class of that name: its methods are METHOD then, as for any other family."""
-    try:
-        body = ast.parse(Path(path).expanduser().read_bytes()).body
-    except (OSError, SyntaxError, ValueError):  # its worker, on the Python of its family, tells what is wrong
-        return False
-    return any(isinstance(node, ast.ClassDef) and node.name == name for node in body)
+    if error.hint is None and error.remote_type.endswith("TypeError") and f"{method}()" in error.message:
+        declaring = orc.catalog.get(family)
+        file, owner = script_target(family) or (declaring.worker_file, declaring.worker_class)
+        declared = signature(file, owner, method)
+        error.hint = f"it is declared as {declared}" if declared else f"it is declared in {file}"
 
 
 def _family_for(checkpoint: str | None, orc: Any) -> str:
@@ -203,6 +201,18 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _broken_json(word: str) -> str | None:
+    """What to say of a value that looks like a list or a mapping in JSON and is taken as text."""
+    key, equals, text = word.partition("=")
+    text = text if equals and key.isidentifier() else word
+    if text.startswith(("[", "{")):
+        try:
+            json.loads(text)
+        except ValueError as error:
+            return f"{word[:80]!r} is taken as text, for it is no JSON: {error}"
+    return None
 
 
 def _lines(file: Path) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,7 +51,12 @@ def one(console: Console, store: EnvironmentStore, name: str, with_: Sequence[st
             return found
         if same := [environment.id for environment in store.list() if environment.id.startswith(name)]:
             raise ConfigError(f"{name!r} is the beginning of {len(same)} ids", hint=", ".join(same))
-    family = Catalog.default(console.settings).get(name, with_)
+    catalog = Catalog.default(console.settings)
+    if re.fullmatch("[0-9a-f]{4,}", name) and name not in catalog.names():
+        raise ConfigError(
+            f"no environment's id begins with {name!r}", hint="`orchestrator env list` lists them"
+        )
+    family = catalog.get(name, with_)
     found = store.find(family)
     if found is None:
         raise ConfigError(

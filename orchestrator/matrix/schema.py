@@ -91,6 +91,8 @@ def read_matrix(path: Path) -> MatrixFile:
     source = YamlSource.read(path)
     if not isinstance(source.data, dict):
         raise source.error("a matrix is a mapping with version, family, axes and call")
+    if "axes" not in source.data and "steps" in source.data:
+        raise source.error("a workflow, not a matrix: it has steps and no axes", hint="orchestrator run FILE")
     try:
         file = msgspec.convert(source.data, MatrixFile, strict=True)
     except msgspec.ValidationError as error:

@@ -191,13 +191,20 @@ def test_select_by_index_label_uuid_and_prefix(nvml):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("24GiB", 24 * GIB), ("24 GB", 24 * 10**9), ("1.5MiB", 3 * 2**19), (17, 17), ("17b", 17)],
+    [
+        ("24GiB", 24 * GIB),
+        ("24 GB", 24 * 10**9),
+        ("1.5MiB", 3 * 2**19),
+        (17, 17),
+        ("17b", 17),
+        ("16777216", 2**24),
+    ],
 )
 def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "24 Gi", "-1GiB", "0", "big", "1e9"])
+@pytest.mark.parametrize("text", ["", "24 Gi", "-1GiB", "0", "big", "1e9", "24"])
 def test_wrong_sizes(text):
     with pytest.raises(ConfigError):
         parse_size(text)
