@@ -1,4 +1,4 @@
-"""The README's promises that a test can hold: its commands, its Python, its workflow, its links."""
+"""The README's promises that a test can hold: its commands and its workflow."""
 
 from __future__ import annotations
 
@@ -27,11 +27,6 @@ def test_two_commands_come_first_each_in_one_line() -> None:
     assert README.index("```bash") < README.index("## ")
 
 
-@pytest.mark.parametrize("code", blocks("python"))
-def test_python_compiles(code: str) -> None:
-    compile(code, "README.md", "exec")
-
-
 @pytest.mark.slow
 def test_the_workflow_runs_as_it_stands(tmp_path: Path) -> None:
     (text,) = blocks("yaml")
@@ -51,8 +46,3 @@ def test_every_command_is_named_and_exists() -> None:
     }
     assert named <= set(COMMANDS)
     assert set(COMMANDS) - named <= {"graph", "schema"}
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_links_lead_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
