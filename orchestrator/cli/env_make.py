@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from orchestrator.cli.console import Console, json_option, pass_console
 from orchestrator.cli.env_common import WITH, families_of, record
 from orchestrator.cli.self_tests import COLUMNS, cells, self_tests
 from orchestrator.environments import Environment, EnvironmentStore, Family
+from orchestrator.environments.script import script_target
 from orchestrator.errors import ConfigError, ProvisioningError
 from orchestrator.events import Event, Listener
 
@@ -61,10 +63,21 @@ def lock(console: Console, names: Sequence[str], everything: bool, check: bool, 
     The lock holds everything but torch's own packages, pinned and with hashes, and names no index or folder, so
     that it is valid on other machines.
     """
+    if file := next((name for name in names if script_target(name)), None):
+        raise ConfigError(
+            f"{file} is a file, not a family: its lock is made by `env ensure` and kept in the store",
+            hint=f"orchestrator env ensure {file}",
+        )
     families = families_of(console, names, everything)
     if check:
         _check_locks(console, families)
         return
+    for family in families:
+        if not os.access(family.lock_file.parent, os.W_OK):
+            raise ConfigError(
+                f"{family.lock_file} cannot be written",
+                hint="copy the family into envs/ of a project of yours, or get the rights to its folder",
+            )
     with console.progress() as listener:
         written = [_lock(console, family, upgrade, listener) for family in families]
     if console.json_output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib
 import io
 import logging
@@ -37,6 +38,16 @@ COMMANDS = {
     "schema": "Print the JSON Schema of a file format.",
     "stop": "Stop running models.",
 }
+
+
+_RIGHTS = "get the rights to it, or name another place; --home (ORCHESTRATOR_HOME) moves the store"
+_ROOM = "make room there; `orchestrator env prune` removes environments that are not used"
+REMEDIES = {
+    errno.EACCES: _RIGHTS, errno.EPERM: _RIGHTS, errno.EROFS: _RIGHTS,
+    errno.ENOSPC: _ROOM, errno.EDQUOT: _ROOM,
+    errno.EMFILE: "raise `ulimit -n`",
+}  # fmt: skip
+"""What to do where the operating system refuses something."""
 
 
 class LazyGroup(click.Group):
@@ -196,7 +207,10 @@ def _failure(error: Exception) -> int:
         click.echo("error: the current folder has been removed; change to one that exists", err=True)
         return 2
     if isinstance(error, OSError):
-        click.echo(f"error: {error}", err=True)
+        words = ": ".join(str(part) for part in (error.strerror or error, error.filename) if part is not None)
+        click.echo(f"error: {words}", err=True)
+        if error.errno in REMEDIES:
+            click.echo(f"hint: {REMEDIES[error.errno]}", err=True)
         return 1
     click.echo(f"error: {type(error).__name__}: {error}", err=True)
     click.echo(

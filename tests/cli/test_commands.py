@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conditions import until
 
 from orchestrator.cli.call import _presentable
+from orchestrator.cli.main import _failure, cli
+from orchestrator.errors import ConfigError
 from orchestrator.worker.values import RawTensor
 
 MODEL = """
@@ -306,6 +310,7 @@ SERVED = f"served-{os.getpid()}"  # `ps` shows what others run too
         (["place", "--shape", "llama-7b", "--devices", "2x16"], "write 16GiB"),
         (["matrix", "examples/photo_story.yaml"], "orchestrator run FILE"),
         (["bisect", "examples/ci_matrix.yaml", "--good", "4.36.2", "--bad", "newest"], "'newest' is no version"),
+        (["env", "lock", "./mine.py:Model"], "is a file, not a family"),
         (["env", "show", "0123abcd"], "no environment's id begins with '0123abcd'"),
     ],
 )  # fmt: skip
@@ -339,6 +344,27 @@ def test_closed_standard_streams_do_no_harm(model: Path) -> None:
     done = shell(f"orchestrator call {model}:double 21 2>&- <&-")
     assert (done.returncode, done.stdout) == (0, b"42\n")
     assert shell("orchestrator family list >&-").returncode == 0
+
+
+def test_a_full_disk_is_told_with_a_remedy() -> None:
+    done = shell("orchestrator -q family list > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: No space left on device\nhint: make room there")
+
+
+def test_what_the_system_refuses_is_named_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _failure(PermissionError(errno.EACCES, "Permission denied", "/some/file")) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: Permission denied: /some/file\nhint: ")
+    assert "ORCHESTRATOR_HOME" in told
+
+
+def test_a_lock_that_cannot_be_written_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.cli.env_make.os.access", lambda *_: False)
+    monkeypatch.setattr("orchestrator.cli.env_make._lock", pytest.fail)
+    result = CliRunner().invoke(cli, ["env", "lock", "python"])
+    assert isinstance(result.exception, ConfigError)
+    assert "requirements.lock cannot be written" in str(result.exception)
 
 
 def test_a_current_folder_that_is_gone_is_told(tmp_path: Path) -> None:
