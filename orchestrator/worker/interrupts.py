@@ -1,8 +1,9 @@
-"""Ctrl-C in the middle of a call: it is heard where the call waits, and nowhere in between.
+"""Ctrl-C in the middle of a call or a load: it is heard where that waits, and nowhere in between.
 
 Python runs a signal's handler in the main thread between any two instructions. One that raises after a slot was taken
-and before that was noted, or after a message was received and before it was handed on, loses the slot or the message.
-So the main thread makes its calls `undisturbed`, and only what may take long is done while `listening`.
+and before that was noted, or after a message was received and before it was handed on, loses the slot or the message;
+after a process was started, the process. So the main thread makes its calls, loads and unloads `undisturbed`, and only
+what may take long is done while `listening`.
 """
 
 from __future__ import annotations

@@ -75,15 +75,20 @@ def submitted(model: Model, folder: Path) -> None:
         assert future.result(LONG) == [10]
 
 
+def cancelled(model: Model, folder: Path) -> None:
+    model.submit("work", [1], str(folder)).cancel()
+
+
 @pytest.mark.parametrize(
     "use",
     [
         lambda model, folder: model.call("work", [1], str(folder)),
         submitted,
+        cancelled,
         streamed,
         lambda model, folder: model.map("work", range(6), str(folder), chunk_size=2),
     ],
-    ids=["call", "submit", "stream", "map"],
+    ids=["call", "submit", "cancel", "stream", "map"],
 )
 def test_at_every_line(model: Model, tmp_path: Path, use: Callable[[Model, Path], Any]) -> None:
     (replica,) = model._deployment.replicas
