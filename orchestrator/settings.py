@@ -126,6 +126,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[variable] for variable, name in known.items() if environ.get(variable)}
 
 
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
 def _convert(name: str, value: Any, source: str) -> Any:
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1)
@@ -143,7 +146,7 @@ def _convert(name: str, value: Any, source: str) -> Any:
             return kind(value)
         return Path(value).expanduser().absolute()
     except (TypeError, ValueError):
-        expected = " or ".join(get_args(kind)) if get_origin(kind) is Literal else kind
+        expected = " or ".join(get_args(kind)) if get_origin(kind) is Literal else _KINDS.get(kind, "a path")
         raise ConfigError(f"setting {name!r} in {source} cannot be {value!r}: expected {expected}") from None
 
 

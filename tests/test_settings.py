@@ -32,7 +32,9 @@ def test_an_empty_variable_is_none(project: Path) -> None:
 
 
 def test_what_cannot_be_meant_is_refused_with_its_place(project: Path) -> None:
-    with pytest.raises(ConfigError, match="'threads' in environment cannot be 'many'"):
+    with pytest.raises(
+        ConfigError, match="'threads' in environment cannot be 'many': expected a whole number"
+    ):
         load_settings(project=project, environ={"ORCHESTRATOR_THREADS": "many"})
     (project / "pyproject.toml").write_text("[tool.orchestrator]\nthread = 3\n")
     with pytest.raises(ConfigError, match="did you mean 'threads'"):

@@ -110,6 +110,7 @@ def command(
     chosen = _options(options, loading)
     if stream and (items is not None or out is not None):
         raise click.UsageError("--stream prints pieces as they come: leave out --map and --out")
+    lines = [] if items is None else _lines(items)
     with console.progress() as listener, Orchestrator(settings=console.settings, listener=listener) as orc:
         if family == "auto":
             family = _family_for(loading["checkpoint"], orc)
@@ -117,7 +118,7 @@ def command(
         model = orc.load(family, **loading, **chosen)
         try:
             if items is not None:
-                _print_each(console, model.map(method, _lines(items), *args, timeout=timeout, **kwargs), out)
+                _print_each(console, model.map(method, lines, *args, timeout=timeout, **kwargs), out)
             elif stream:
                 _print_stream(console, model.stream(method, *args, timeout=timeout, **kwargs))
             else:

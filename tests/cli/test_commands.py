@@ -272,6 +272,7 @@ def test_streams_print_as_they_come(model: Path) -> None:
         (["MODEL:Model.fail"], 1, "told so"),
         (["MODEL:Model.scale", "x=1", "2"], 2, "after KEY=VALUE"),
         (["MODEL:Model.length", "data=@/no/such/file"], 2, "/no/such/file"),
+        (["MODEL:Model.each", "--map", sys.executable], 2, "is not UTF-8 text"),
         (["MODEL:Nothing.scale", "x=1"], 2, "no class and no function 'Nothing'"),
         (["MODEL:Modle.scale", "x=1"], 2, "MODEL:Model?"),
         (["MODEL", "scale", "x=1"], 2, "it has: MODEL:Model, MODEL:double"),
