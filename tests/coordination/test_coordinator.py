@@ -159,6 +159,23 @@ def test_ctrl_c_at_the_end_ends_all_models_at_once(orc: Orchestrator) -> None:
     assert not coordinator._presence.path.exists()
 
 
+def test_ctrl_c_while_the_one_that_is_replaced_goes_leaves_the_name_free(orc: Orchestrator) -> None:
+    class Quarantined:
+        def refusal(self) -> WorkerError:
+            return WorkerError("it died too often")
+
+        def unload(self, grace: float) -> None:
+            raise KeyboardInterrupt
+
+    coordinator = orc._coordinator
+    coordinator.tick = lambda: None  # type: ignore[method-assign]
+    coordinator.publish = lambda: None  # type: ignore[method-assign]
+    coordinator.deployments["replaced"] = Quarantined()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        orc.load(FAULTY, with_=NEW, name="replaced")
+    assert coordinator.deployments == {}
+
+
 def test_what_is_published_at_the_same_time_as_the_end_is_not_left_behind(settings: Settings) -> None:
     presence = Presence(settings)
     with ThreadPoolExecutor(4) as pool:
