@@ -18,5 +18,10 @@ class SelfTest:
         self._test = test
 
     def run(self) -> Dict[str, Any]:
-        """Makes the tiny checkpoint, computes and compares."""
-        return dict(self._test())
+        """Makes the tiny checkpoint, computes and compares. Raises TypeError for an answer that says nothing."""
+        result = self._test()
+        if not isinstance(result, dict) or "ok" not in result:
+            raise TypeError(
+                f"self_test() returned {result!r}, no dict with 'ok'; orchestrator.worker.inference.compare() makes one"
+            )
+        return {**result, "ok": bool(result["ok"])}
