@@ -29,6 +29,7 @@ UNITS = {"": 1, "b": 1} | {
     for unit, base in (("ib", 1024), ("b", 1000))
 }
 SMALLEST = 2**20  # bytes: with fewer and no unit, `16` was meant to be 16GiB
+MOST = 1024  # imagined devices of one kind
 UNLIMITED = 2**60  # cgroup v1 says "no limit" with a number near 2**63
 
 
@@ -92,14 +93,17 @@ class Inventory:
         """An imagined machine: `"4x24GiB"`, `"2x80GiB,cpu:64GiB"`, `"cpu:16GiB"`; without `cpu:` 1 TiB of RAM.
 
         Raises:
-            ConfigError: an entry is not `[COUNTx]SIZE` or `cpu:SIZE`.
+            ConfigError: an entry is not `[COUNTx]SIZE` or `cpu:SIZE`, or there are more than 1024 of one.
         """
         accelerators: list[Device] = []
         host = Device(-1, CPU, "imagined CPU", "cpu", 1024 * GIB, 1024 * GIB)
         for entry in filter(None, (part.strip() for part in text.split(","))):
             match = re.fullmatch(r"(?i:(cpu):|(\d+)\s*[x*])?\s*([\d.]+\s*[a-z]*)", entry, re.IGNORECASE)
-            if match is None:
-                raise ConfigError(f"{entry!r} is no device", hint="write 4x24GiB, 80GiB or cpu:64GiB")
+            if match is None or not 1 <= int(match[2] or 1) <= MOST:
+                raise ConfigError(
+                    f"{entry!r} is no device, and no 1 to {MOST} of them",
+                    hint="write 4x24GiB, 80GiB or cpu:64GiB",
+                )
             size = parse_size(match[3])
             if match[1]:
                 host = replace(host, total=size, free=size)

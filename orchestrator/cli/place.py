@@ -130,7 +130,10 @@ def _needs(console: Console, options: Mapping[str, Any]) -> Needs:
     size = {"batch": options["batch"], "context": options["context"]}
     if options["checkpoint"] is not None:
         path = _checkpoint(console, options["checkpoint"])
-        return needs_of(path, dtype=dtype, towers=options["tower"], **size)
+        needs: Needs = needs_of(path, dtype=dtype, towers=options["tower"], **size)
+        if not needs.total:
+            raise ConfigError(f"{path} holds no weights", hint="name the folder or the file that has them")
+        return needs
     if options["published"] is not None:
         return estimate_from_config(shape(options["published"]), dtype, name=options["published"], **size)
     config = Path(options["config"])
@@ -138,6 +141,10 @@ def _needs(console: Console, options: Mapping[str, Any]) -> Needs:
         document = json.loads(config.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"not valid JSON: {error}", path=str(config)) from None
+    if not isinstance(document, dict):
+        raise ConfigError(
+            "no mapping of names to values", path=str(config), hint="give a model's config.json"
+        )
     return estimate_from_config(document, dtype, name=config.absolute().parent.name, **size)
 
 

@@ -321,6 +321,18 @@ def test_what_is_wrong_is_told_before_the_work(arguments: list[str], words: str)
     assert words in done.stderr
 
 
+def test_place_is_told_of_what_no_weights_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.json").write_text("[]")
+    for option, name, words in (
+        ("-c", "empty", "holds no weights"),
+        ("--config", "list.json", "no mapping of"),
+    ):
+        done = orchestrator("place", option, str(tmp_path / name), "--devices", "8GiB")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert words in done.stderr
+
+
 def test_the_worker_s_own_traceback_is_shown_on_request(model: Path) -> None:
     done = orchestrator("call", f"{model}:Model.fail")
     assert "-vv" in done.stderr

@@ -170,7 +170,9 @@ def test_imagined_machines():
     assert Inventory.parse("cpu:16GiB").accelerators == ()
 
 
-@pytest.mark.parametrize("text", ["4xbig", "x24GiB", "4x24GiBs", "gpu", "0GiB", "4x-3GiB"])
+@pytest.mark.parametrize(
+    "text", ["4xbig", "x24GiB", "4x24GiBs", "gpu", "0GiB", "4x-3GiB", "0x8GiB", "99999999x8GiB"]
+)
 def test_a_wrong_imagined_machine_is_refused(text):
     with pytest.raises(ConfigError):
         Inventory.parse(text)
