@@ -330,6 +330,7 @@ class Orchestrator:
     def close(self) -> None:
         """Ends every worker."""
         self._coordinator.close()
+        self._finalizer.detach()
 
     def __enter__(self) -> Self:
         return self

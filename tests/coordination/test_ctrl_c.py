@@ -110,6 +110,17 @@ def test_at_every_line(model: Model, tmp_path: Path, use: Callable[[Model, Path]
     assert heard > 50
 
 
+def test_one_that_is_closed_does_nothing_when_it_is_collected(settings: Settings) -> None:
+    """A callback of the garbage collection swallows what is raised in it."""
+    orc = Orchestrator(settings=settings)
+    orc.close()
+    never = CtrlC(0)
+    with never:
+        del orc
+        gc.collect()
+    assert not [file for file, _ in never.seen if file.endswith("coordinator.py")]
+
+
 def held(settings: Settings) -> Counter[str]:
     """What this process has: reservations, processes, descriptors, threads, folders of sockets."""
     gc.collect()
