@@ -83,9 +83,9 @@ class ModelscopePipeline:
         with torch.inference_mode():
             return plain(self.pipeline.forward(self._pictures(value)))
 
-    def batch(self, values: Sequence[Any], **options: Any) -> List[Any]:
-        """`run` for each of `values`, in their order, one after the other, with progress."""
-        results = []
+    def batch(self, values: Any, **options: Any) -> List[Any]:
+        """`run` for each of `values` (or the one value), in their order, one after the other, with progress."""
+        values, results = [values] if isinstance(values, (str, bytes, dict)) else list(values), []
         for done, value in enumerate(values):
             stop_if_cancelled()
             results.append(self.run(value, **options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List
 
 import numpy as np
 import torch
@@ -62,17 +62,21 @@ class TransformersPipeline:
         """`pipeline(value, **options)`; a list of inputs gives a list of results in their order."""
         return plain(self._call(pictures(value), options))
 
-    def batch(self, values: Sequence[Any], *, batch_size: int = 8, **options: Any) -> List[Any]:
-        """The results of `values`, in their order, in batches with progress; a batch that does not fit is halved."""
+    def batch(self, values: Any, *, batch_size: int = 8, **options: Any) -> List[Any]:
+        """The results of `values`, in their order, in batches with progress; a batch that does not fit is halved.
+
+        One value is a list of one: a text is not its letters, a mapping not its keys.
+        """
 
         def some(chosen: List[Any]) -> List[Any]:
             results: List[Any] = plain(self._call(pictures(chosen), {"batch_size": len(chosen), **options}))
             return results
 
-        return map_batches(some, list(values), batch_size, what="inputs")
+        return map_batches(some, _several(values), batch_size, what="inputs")
 
-    def each(self, values: Sequence[Any], **options: Any) -> Iterator[Any]:
-        """Streams the result of each of `values` as it comes."""
+    def each(self, values: Any, **options: Any) -> Iterator[Any]:
+        """Streams the result of each of `values`, or of the one value, as it comes."""
+        values = _several(values)
         for done, value in enumerate(values):
             stop_if_cancelled()
             yield self.run(value, **options)
@@ -101,6 +105,10 @@ class TransformersPipeline:
 
 KEYWORD_TASKS = ("zero-shot-classification", "question-answering", "table-question-answering")
 """Tasks whose inputs are keyword arguments (`sequences`, `candidate_labels`; `question`, `context`)."""
+
+
+def _several(values: Any) -> List[Any]:
+    return [values] if isinstance(values, (str, bytes, dict)) else list(values)
 
 
 def _tasks() -> List[str]:

@@ -77,6 +77,7 @@ def test_a_text_task(orchestrator, tiny):
         several = model.batch(["我们大家在一起", "不好的天"])
         assert several[0] == single
         assert several[1] != single
+        assert model.batch("我们大家在一起") == [single]
 
 
 def test_rows_keep_their_order_and_do_not_depend_on_the_batch(base, pictures):

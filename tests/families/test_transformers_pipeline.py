@@ -32,6 +32,7 @@ def test_batches_and_streams_answer_as_single_calls_in_order(classifier):
         flat = [entry[0] if isinstance(entry, list) else entry for entry in several]
         assert [entry["label"] for entry in flat] == [entry["label"] for entry in single]
         np.testing.assert_allclose([e["score"] for e in flat], [e["score"] for e in single], atol=1e-5)
+    assert len(classifier.batch(TEXTS[0])) == len(list(classifier.stream("each", TEXTS[0]))) == 1
 
 
 def test_the_self_test_knows_its_numbers(classifier):
