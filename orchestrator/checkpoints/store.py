@@ -171,7 +171,10 @@ def _from_path(spec: Spec) -> Checkpoint:
     real = path.with_name(name) if colon and target.isidentifier() and name.endswith(".py") else path
     if not real.exists():
         raise CheckpointError(
-            f"there is no {real}", hint=f"relative paths start at {Path.cwd()}; ids are written org/name"
+            f"there is no {real}",
+            hint="ids are written org/name"
+            if Path(spec.text).is_absolute()
+            else f"relative paths start at {Path.cwd()}; ids are written org/name",
         )
     return Checkpoint(spec.text, "path", real.name, None, path)
 

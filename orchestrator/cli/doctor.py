@@ -137,7 +137,10 @@ def _sandbox(settings: Settings) -> Findings:
     try:
         text, level, hint = f"{require_bubblewrap()} works", OK, ""
     except SandboxUnavailable as error:
-        text, level, hint = error.message, BROKEN if wanted else NOTE, error.hint or ""
+        message = error.message.removeprefix(
+            "a sandbox was asked for, and "
+        )  # by whom is said below, if anybody did
+        text, level, hint = message, BROKEN if wanted else NOTE, error.hint or ""
     text += f"; asked for by {', '.join(wanted)}" if wanted else ""
     yield Finding("sandbox", "bubblewrap", text, level, hint if wanted else "")
 

@@ -39,7 +39,9 @@ def plan(console: Console, names: Sequence[str], everything: bool, refresh: bool
         console.json(made)
         return
     smallest = "" if made.exact else " (a good split; with so many families not proven to be the smallest)"
-    console.data(f"{len(families)} families, {len(made.environments)} environments{smallest}")
+    served = f"{len(families)} {'family' if len(families) == 1 else 'families'}"
+    several = "" if len(made.environments) == 1 else "s"
+    console.data(f"{served}, {len(made.environments)} environment{several}{smallest}")
     for number, environment in enumerate(made.environments, 1):
         console.data(f"  {number}. Python {environment.python}: {', '.join(environment.families)}")
     for clash in made.clashes:

@@ -271,13 +271,15 @@ def _only_class(file: TomlFile, family: str, workers: Path) -> str:
     """The worker of a family that names none: the one public class of the file that bears its name."""
     name = family.replace("-", "_")
     found = [path for path in (workers / f"{name}.py", workers / name / "__init__.py") if path.is_file()]
-    hint = f'write [tool.orchestrator] worker = "{name}.py:YourClass"'
+    hint = f'write [tool.orchestrator] worker = "{name}.py:YourClass", or "{name}.py" for its functions'
     if not found:
         raise file.error(f"it names no worker, and there is no {workers / name}.py", hint=hint)
     try:
         with _parsing:
             body = ast.parse(found[0].read_text(encoding="utf-8")).body
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+    except SyntaxError as error:
+        raise file.error(f"its worker {found[0]}, line {error.lineno}: {error.msg}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise file.error(f"its worker {found[0]} cannot be read: {error}") from None
     classes = [node.name for node in body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
     if len(classes) != 1:

@@ -71,4 +71,7 @@ def test_a_target_in_a_file_of_the_users_keeps_its_name(checkpoints: CheckpointS
 def test_a_path_that_does_not_exist_is_told_from_an_id(checkpoints: CheckpointStore) -> None:
     with pytest.raises(CheckpointError, match="there is no /nowhere/model") as caught:
         checkpoints.resolve("/nowhere/model")
+    assert caught.value.hint == "ids are written org/name"
+    with pytest.raises(CheckpointError, match=r"there is no .*/nowhere/model") as caught:
+        checkpoints.resolve("./nowhere/model")
     assert "relative paths start at" in str(caught.value.hint)

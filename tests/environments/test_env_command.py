@@ -144,7 +144,9 @@ def test_doctor_tells_whether_the_sandbox_that_families_ask_for_can_be(machine, 
         return found.level, found.text, found.hint
 
     def absent():
-        raise SandboxUnavailable("bubblewrap (bwrap) is not installed", hint="install it")
+        raise SandboxUnavailable(
+            "a sandbox was asked for, and bubblewrap (bwrap) is not installed", hint="install it"
+        )
 
     monkeypatch.setattr(doctor, "require_bubblewrap", absent)
     assert finding() == ("note", "bubblewrap (bwrap) is not installed", "")

@@ -219,7 +219,7 @@ def test_nothing_of_a_project_is_importable(machine):
         ("class _Base:\n    pass\n\nclass Mine(_Base):\n    pass\n", "Mine"),
         ("def f():\n    pass\n", "has no public class"),
         ("class A:\n    pass\n\nclass B:\n    pass\n", "has 2 public classes (A, B)"),
-        ("class A(:\n", "cannot be read"),
+        ("x = 1\nclass A(:\n", "my_own.py, line 2: invalid syntax"),
         (None, "there is no"),
     ],
 )

@@ -111,6 +111,7 @@ def test_a_batch_answers_in_order(models: dict[str, Model]) -> None:
         texts = model.generate_batch(prompts, max_new_tokens=6, batch_size=2)
         singles = [model.generate(prompt, max_new_tokens=6) for prompt in prompts[:3]]
         assert texts == [*singles, model.generate(messages=prompts[3], max_new_tokens=6)]
+        assert model.generate_batch("the cat", max_new_tokens=6) == singles[:1]
 
 
 @pytest.mark.parametrize(

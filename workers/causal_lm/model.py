@@ -116,7 +116,7 @@ class CausalLM:
 
     def generate_batch(
         self,
-        prompts: Sequence[Union[str, Sequence[Message]]],
+        prompts: Union[str, Sequence[Union[str, Sequence[Message]]]],
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -127,9 +127,10 @@ class CausalLM:
     ) -> List[str]:
         """One text for each prompt (a string or a list of messages), in their order, computed in padded batches.
 
-        Padding moves logits by rounding errors, so that a text may differ from `generate`'s where two tokens are
-        almost equally likely.
+        A single string is a list of one. Padding moves logits by rounding errors, so that a text may differ from
+        `generate`'s where two tokens are almost equally likely.
         """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
         is_chat = self._is_chat(chat) or any(not isinstance(prompt, str) for prompt in prompts)
         texts = [self._text(prompt, is_chat) for prompt in prompts]
         sampling, stops = Sampling(max_new_tokens, temperature, top_p, seed), stops_of(stop)
