@@ -68,6 +68,11 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no run in {path.parent}: it has no {path.name}",
+            hint="name the folder of a run (--out)",
+        ) from None
     except OSError as error:
         raise ConfigError(f"cannot read it: {error.strerror}", path=str(path)) from None
     except ValueError as error:

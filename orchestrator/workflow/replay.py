@@ -164,9 +164,11 @@ def _rows(folder: Path) -> dict[tuple[str, tuple[int, ...]], dict[str, Any]]:
     summary = folder / "summary.json"
     if summary.exists():
         opened: dict[str, Any] = {}
-        rows["summary", ()] = load_arrays(folder, json.loads(summary.read_text(encoding="utf-8")), opened)
+        whole = load_arrays(folder, json.loads(summary.read_text(encoding="utf-8")), opened)
         for file in opened.values():
             file.close()
+        once = rows.get(("", ()), {})  # the row of what no loop made, whose results are in the summary too
+        rows["summary", ()] = {name: value for name, value in whole.items() if name not in once}
     return rows
 
 

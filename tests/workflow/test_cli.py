@@ -237,7 +237,7 @@ def test_replay_compares(run: Callable[..., Result], monkeypatch: pytest.MonkeyP
         (("none.yaml",), "cannot read it"),
         (("w.yaml", "--input", "m=1"), "no input 'm'"),
         (("w.yaml", "--input", "n"), "expected NAME=VALUE"),
-        (("--resume", ".", "--out", "x"), "cannot read it"),
+        (("--resume", ".", "--out", "x"), "there is no run in"),
         (("--replay", ".", "w.yaml"), "only --out, --sandbox"),
         (("--replay", ".", "--fresh"), "only --out, --sandbox"),
     ],

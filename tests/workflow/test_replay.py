@@ -81,6 +81,23 @@ def test_differences_are_measured_by_column_and_row(record: dict[str, Any]) -> N
     assert {name: column.rows for name, column in found.items()} == {"vec": 2, "word": 2, "mean": 1}
 
 
+def test_a_result_outside_of_loops_is_one_row(here: Path) -> None:
+    text = """
+version: 1
+name: once
+models: {m: {family: python, checkpoint: "pypi:weights"}}
+steps: [{id: a, model: m, call: word, with: {x: c}}]
+"""
+    for out in ("first", "second"):
+        Workflow.parse(text).run(models(), out=out)
+    assert [(c.column, c.rows) for c in compare(Path("first"), Path("second"))] == [("a", 1)]
+
+
+def test_a_folder_without_a_run_is_told(here: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no run in other: it has no run\.json"):
+        read_record(Path("other/run.json"))
+
+
 def test_a_missing_row_is_a_difference(record: dict[str, Any]) -> None:
     run, _ = again(record, "after")
     lines = Path("after/results.jsonl").read_text().splitlines()
@@ -234,5 +251,5 @@ def test_what_is_no_record_is_refused(here: Path, text: str) -> None:
     (here / "run.json").write_text(text)
     with pytest.raises(ConfigError, match=r"run\.json: not"):
         read_record(here / "run.json")
-    with pytest.raises(ConfigError, match="cannot read it"):
+    with pytest.raises(ConfigError, match="there is no run in"):
         read_record(here / "none.json")
